@@ -1,0 +1,90 @@
+package authapi
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"sluice/limiter"
+)
+
+// Config is everything a Server needs. It is taken by value and frozen.
+type Config struct {
+	State   State
+	Cluster Cluster
+	Limits  Limits
+	Sealer  Sealer
+	Clock   Clock        // nil: time.Now
+	Logger  *slog.Logger // nil: discards
+	Version string       // shown by /api/v1/health
+	NodeID  string
+
+	// PublicURL is the base that clients see, without a trailing slash; issuer of tokens. "" : Issuer is "sluice".
+	PublicURL string
+	// TrustedProxies may describe the client in X-Forwarded-*. Empty: nobody.
+	TrustedProxies []netip.Prefix
+
+	Auth   AuthConfig
+	Limit  LimitConfig
+	Routes []Route
+	// RoutesDefaultAllow lets a described request that matches no route through (routes_default = "allow").
+	RoutesDefaultAllow bool
+	// ScopeResources are the resources that scopes may name.
+	ScopeResources []string
+
+	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
+	MaxConns, MaxConnsPerIP                int // 0: the defaults
+}
+
+// AuthConfig steers tokens, sessions and password hashing.
+type AuthConfig struct {
+	TokenTTL          time.Duration // of access tokens; default 1h
+	RefreshTTL        time.Duration // of refresh tokens; default 30 days
+	RefreshReuseGrace time.Duration // default 10s; 0 turns it off
+	ServeStale        bool          // auth.on_stale = "serve"
+	SigningAlgorithm  string        // "HS256" (default), "EdDSA", "ES256"
+	SigningRotation   time.Duration // how often the signing key is replaced; 0: only by command
+	MaxSessions       int           // live sessions of a user; default 20
+	Argon2            Argon2Config
+	AuditRetention    time.Duration
+}
+
+// Argon2Config are the parameters of new password hashes and of the queue in front of them.
+type Argon2Config struct {
+	MemoryKiB   uint32 // at least 19456
+	Iterations  uint32 // at least 2
+	Parallelism uint8  // at least 1
+	Workers     int    // hashes at once; 0: half the cores, at least 1
+	Queue       int    // requests that may wait; beyond it 503; 0: 64 a worker
+}
+
+// LimitConfig holds the policies by layer. Names are what RateLimit-Policy shows and part of a bucket's identity.
+type LimitConfig struct {
+	Anonymous limiter.Rule // policy "anonymous": by address
+	APIKey    limiter.Rule // policy "api_key": by key
+	User      limiter.Rule // policy "user": by user
+	Documents limiter.Rule // policy "documents": by address
+	Plans     map[string]limiter.Rule
+}
+
+// Route is one [[routes]] entry.
+type Route struct {
+	Name       string
+	Host       string // "" for any
+	PathPrefix string // matches the path itself and everything below it
+	Rules      []RouteRule
+	Upstream   string // URL; "" for a rule of verify only
+	// StripPrefix removes PathPrefix before the upstream sees the path.
+	StripPrefix  bool
+	Timeout      time.Duration
+	MaxBodyBytes int64
+}
+
+// RouteRule says what requests of some methods need. The first rule whose Methods include the request's applies; a
+// request that none covers is 405.
+type RouteRule struct {
+	Methods   []string // "*" for all
+	Scopes    []string // all needed of a key
+	Anonymous bool     // may pass without a credential
+	Cost      int64    // units; at least 1
+}

@@ -1,0 +1,53 @@
+package limiter
+
+// Algorithm says how a limit is spread over time. The numbers are part of a bucket's identity and of the wire format:
+// never change or reuse one.
+type Algorithm uint8
+
+const (
+	// FixedWindow admits at most Limit units in each window [n·W, (n+1)·W) of Unix time.
+	FixedWindow Algorithm = 1
+	// SlidingWindow also counts what is still in view of the window before: used(n) + w·used(n−1) ≤ Limit.
+	SlidingWindow Algorithm = 2
+)
+
+// Rule is a limit: at most Limit units in any window of Window seconds, in the sense of Algorithm.
+type Rule struct {
+	Limit     int64 // units, 0 (nothing passes) to 1e12
+	Window    int64 // seconds, 1 to 2,678,400 (31 days)
+	Algorithm Algorithm
+}
+
+// BucketID names a bucket: a keyed 128-bit hash of (policy, window, algorithm, subject), the same on every node. It
+// does not depend on the limit, so that a limit may change while the bucket is in use.
+type BucketID [16]byte
+
+// Charge is what one policy takes for one request.
+type Charge struct {
+	Bucket BucketID
+	Rule   Rule
+	Cost   int64 // units, at least 1
+}
+
+// Outcome of a decision.
+type Outcome uint8
+
+const (
+	// Admitted: every bucket was charged.
+	Admitted Outcome = 1
+	// Refused: at least one limit is exhausted; nothing was charged.
+	Refused Outcome = 2
+	// Undecided: this node cannot decide now without risking the limit (its horizon has passed, its mark is behind, it
+	// knows no roster); nothing was charged. Answer 503.
+	Undecided Outcome = 3
+)
+
+// Verdict is one policy's part of a decision, and what the response's headers say.
+type Verdict struct {
+	Outcome    Outcome // of this policy alone
+	Limit      int64
+	Remaining  int64 // units left in the cluster as far as this node knows, at least 0
+	ResetAt    int64 // Unix seconds: the end of the present window
+	RetryAfter int64 // whole seconds, at least 1, until a request of this cost may pass; 0 where it may now
+	Waited     bool  // the decision waited for a message
+}

@@ -1,0 +1,179 @@
+package node
+
+import "time"
+
+// Config is one node's configuration file (TOML), the environment's overrides applied. Every field has a line in
+// cluster.example.toml.
+type Config struct {
+	Name           string   `toml:"name"`
+	Cluster        string   `toml:"cluster"`
+	DataDir        string   `toml:"data_dir"`
+	PublicURL      string   `toml:"public_url"`
+	TrustedProxies []string `toml:"trusted_proxies"` // addresses or CIDR prefixes
+	RoutesDefault  string   `toml:"routes_default"`  // "deny" (default) or "allow"
+	// InitialMembers are the peer addresses of the nodes that form the cluster, the same list on each of them. Used on an
+	// empty data directory only.
+	InitialMembers []string `toml:"initial_members"`
+	// Join are peer addresses of running nodes; a node with an empty data directory and without InitialMembers asks them
+	// to take it in.
+	Join []string `toml:"join"`
+
+	HTTP    HTTPConfig            `toml:"http"`
+	Peer    PeerConfig            `toml:"peer"`
+	Gossip  GossipConfig          `toml:"gossip"`
+	Admin   AdminConfig           `toml:"admin"`
+	Secrets SecretsConfig         `toml:"secrets"`
+	Log     LogConfig             `toml:"log"`
+	Raft    RaftConfig            `toml:"raft"`
+	Limits  LimitsConfig          `toml:"limits"`
+	Auth    AuthConfig            `toml:"auth"`
+	OAuth   OAuthConfig           `toml:"oauth"`
+	Plans   map[string]RuleConfig `toml:"plans"`
+	Scopes  ScopesConfig          `toml:"scopes"`
+	Routes  []RouteConfig         `toml:"routes"`
+}
+
+// Duration is a time.Duration written as "1s" or "15m".
+type Duration time.Duration
+
+// Secret is a text that prints as "(set)" or "".
+type Secret string
+
+// HTTPConfig is the public listener.
+type HTTPConfig struct {
+	Listen        string   `toml:"listen"`
+	ReadTimeout   Duration `toml:"read_timeout"`
+	WriteTimeout  Duration `toml:"write_timeout"`
+	IdleTimeout   Duration `toml:"idle_timeout"`
+	MaxConns      int      `toml:"max_connections"`
+	MaxConnsPerIP int      `toml:"max_connections_per_address"`
+	DrainDelay    Duration `toml:"drain_delay"`   // between "not ready" and refusing new connections
+	DrainTimeout  Duration `toml:"drain_timeout"` // for requests in flight
+}
+
+// PeerConfig is the listener for Raft and forwarded writes, mutual TLS.
+type PeerConfig struct {
+	Listen    string `toml:"listen"`
+	Advertise string `toml:"advertise"` // "": Listen; must be reachable from the other nodes
+}
+
+// GossipConfig is memberlist's listener, UDP and TCP, encrypted.
+type GossipConfig struct {
+	Listen    string `toml:"listen"`
+	Advertise string `toml:"advertise"`
+}
+
+// AdminConfig is the operators' listener: /metrics, /livez, /readyz.
+type AdminConfig struct {
+	Listen string `toml:"listen"` // "": off
+}
+
+// SecretsConfig says where the two secrets come from; a file or the value itself (by environment), never both.
+type SecretsConfig struct {
+	ClusterFile string `toml:"cluster_file"` // the cluster secret: who holds it is a peer
+	Cluster     Secret `toml:"cluster"`
+	KeyFile     string `toml:"key_file"` // the key for secrets at rest; the same on every node
+	Key         Secret `toml:"key"`
+}
+
+// LogConfig steers the log on standard error.
+type LogConfig struct {
+	Level  string `toml:"level"`  // debug, info, warn, error
+	Format string `toml:"format"` // json, text
+}
+
+// RaftConfig tunes consensus.
+type RaftConfig struct {
+	HeartbeatTimeout  Duration `toml:"heartbeat_timeout"`
+	ElectionTimeout   Duration `toml:"election_timeout"`
+	SnapshotThreshold uint64   `toml:"snapshot_threshold"`
+	SnapshotInterval  Duration `toml:"snapshot_interval"`
+	TrailingLogs      uint64   `toml:"trailing_logs"`
+}
+
+// RuleConfig is one limit.
+type RuleConfig struct {
+	Limit     int64    `toml:"limit"`
+	Window    Duration `toml:"window"`
+	Algorithm string   `toml:"algorithm"`
+}
+
+// LimitsConfig holds the policies by layer and the ledger's settings.
+type LimitsConfig struct {
+	Anonymous    RuleConfig `toml:"anonymous"`
+	APIKey       RuleConfig `toml:"api_key"`
+	User         RuleConfig `toml:"user"`
+	Documents    RuleConfig `toml:"documents"`
+	OnIsolation  string     `toml:"on_isolation"` // "strict" (default) or "available"
+	MaxClockSkew Duration   `toml:"max_clock_skew"`
+	Lease        Duration   `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
+	DeadAfter    Duration   `toml:"dead_after"` // a node silent for so long loses its share
+	MaxBuckets   int        `toml:"max_buckets"`
+}
+
+// AuthConfig steers tokens, sessions and passwords.
+type AuthConfig struct {
+	TokenTTL          Duration     `toml:"token_ttl"`
+	RefreshTTL        Duration     `toml:"refresh_ttl"`
+	RefreshReuseGrace Duration     `toml:"refresh_reuse_grace"`
+	MaxStaleness      Duration     `toml:"max_staleness"`
+	OnStale           string       `toml:"on_stale"` // "refuse" (default) or "serve"
+	SigningAlgorithm  string       `toml:"signing_algorithm"`
+	SigningRotation   Duration     `toml:"signing_rotation"`
+	MaxSessions       int          `toml:"max_sessions"`
+	AuditRetention    Duration     `toml:"audit_retention"`
+	Argon2            Argon2Config `toml:"argon2"`
+}
+
+// Argon2Config are the parameters of new password hashes and of the queue before them.
+type Argon2Config struct {
+	MemoryKiB   int `toml:"memory_kib"`
+	Iterations  int `toml:"iterations"`
+	Parallelism int `toml:"parallelism"`
+	Workers     int `toml:"workers"`
+	Queue       int `toml:"queue"`
+}
+
+// OAuthConfig lists the providers.
+type OAuthConfig struct {
+	RedirectURIs []string       `toml:"redirect_uris"`
+	Google       ProviderConfig `toml:"google"`
+	GitHub       ProviderConfig `toml:"github"`
+}
+
+// ProviderConfig is one OAuth provider; off while ClientID is "". Empty URLs mean the built-in ones.
+type ProviderConfig struct {
+	ClientID     string   `toml:"client_id"`
+	ClientSecret Secret   `toml:"client_secret"`
+	Issuer       string   `toml:"issuer"`
+	AuthURL      string   `toml:"auth_url"`
+	TokenURL     string   `toml:"token_url"`
+	UserInfoURL  string   `toml:"userinfo_url"`
+	JWKSURL      string   `toml:"jwks_url"`
+	Scopes       []string `toml:"scopes"`
+}
+
+// ScopesConfig is the catalogue of resources that scopes may name.
+type ScopesConfig struct {
+	Resources []string `toml:"resources"`
+}
+
+// RouteConfig is one [[routes]] entry.
+type RouteConfig struct {
+	Name         string            `toml:"name"`
+	Host         string            `toml:"host"`
+	Path         string            `toml:"path"` // prefix, by whole segments
+	Upstream     string            `toml:"upstream"`
+	StripPrefix  bool              `toml:"strip_prefix"`
+	Timeout      Duration          `toml:"timeout"`
+	MaxBodyBytes int64             `toml:"max_body_bytes"`
+	Rules        []RouteRuleConfig `toml:"rules"`
+}
+
+// RouteRuleConfig says what requests of some methods need.
+type RouteRuleConfig struct {
+	Methods   []string `toml:"methods"`
+	Scopes    []string `toml:"scopes"`
+	Anonymous bool     `toml:"anonymous"`
+	Cost      int64    `toml:"cost"`
+}

@@ -1,0 +1,186 @@
+package state
+
+// User is an account. Deleting or disabling one is a positive record (DeletedAt, DisabledAt), never an absent key.
+type User struct {
+	ID           string `cbor:"1,keyasint"`
+	Username     string `cbor:"2,keyasint"` // lower case, unique
+	Email        string `cbor:"3,keyasint"` // normalised, unique
+	PasswordHash string `cbor:"4,keyasint"` // PHC string of argon2id; "" if the account has no password
+	CreatedAt    int64  `cbor:"5,keyasint"`
+	DisabledAt   int64  `cbor:"6,keyasint"`
+	DeletedAt    int64  `cbor:"7,keyasint"`
+	PersonalOrg  string `cbor:"8,keyasint"` // the organization made at registration
+}
+
+// Identity ties an account to a subject of an OAuth provider. Unique by (Provider, Subject).
+type Identity struct {
+	Provider  string `cbor:"1,keyasint"`
+	Subject   string `cbor:"2,keyasint"`
+	UserID    string `cbor:"3,keyasint"`
+	Email     string `cbor:"4,keyasint"`
+	CreatedAt int64  `cbor:"5,keyasint"`
+}
+
+// Organization owns API keys and has members.
+type Organization struct {
+	ID        string `cbor:"1,keyasint"`
+	Name      string `cbor:"2,keyasint"`
+	Personal  bool   `cbor:"3,keyasint"`
+	Plan      string `cbor:"4,keyasint"` // name of a plan in the configuration; "" for the layer's default
+	CreatedAt int64  `cbor:"5,keyasint"`
+	DeletedAt int64  `cbor:"6,keyasint"`
+	CreatedBy string `cbor:"7,keyasint"`
+}
+
+// Roles of a member, strongest first.
+const (
+	RoleOwner  = "owner"
+	RoleAdmin  = "admin"
+	RoleMember = "member"
+	RoleViewer = "viewer"
+)
+
+// Membership is a user's role in an organization. Unique by (OrganizationID, UserID).
+type Membership struct {
+	OrganizationID string `cbor:"1,keyasint"`
+	UserID         string `cbor:"2,keyasint"`
+	Role           string `cbor:"3,keyasint"`
+	CreatedAt      int64  `cbor:"4,keyasint"`
+}
+
+// APIKey is a key's record. The secret is never stored: Hash is the SHA-256 of the whole key string, and keys are
+// looked up by it. A revoked key keeps its record (RevokedAt), so that a revocation can never be undone by a lost write.
+type APIKey struct {
+	ID             string   `cbor:"1,keyasint"`
+	OrganizationID string   `cbor:"2,keyasint"`
+	CreatedBy      string   `cbor:"3,keyasint"` // user id, or key id if a key made it
+	Name           string   `cbor:"4,keyasint"`
+	Hash           []byte   `cbor:"5,keyasint"`
+	Prefix         string   `cbor:"6,keyasint"` // the key's first characters, for display
+	Scopes         []string `cbor:"7,keyasint"`
+	Environment    string   `cbor:"8,keyasint"`  // "live" or "test"
+	RateLimit      int64    `cbor:"9,keyasint"`  // own limit; 0: the plan's or the layer's
+	RateWindow     int64    `cbor:"10,keyasint"` // seconds; 0 with RateLimit 0
+	CreatedAt      int64    `cbor:"11,keyasint"`
+	ExpiresAt      int64    `cbor:"12,keyasint"` // 0: never
+	LastUsedAt     int64    `cbor:"13,keyasint"` // 0: never
+	RevokedAt      int64    `cbor:"14,keyasint"`
+	RotatedAt      int64    `cbor:"15,keyasint"`
+	PreviousHash   []byte   `cbor:"16,keyasint"` // the key before the last rotation
+	PreviousUntil  int64    `cbor:"17,keyasint"` // that one works until then; 0: it does not work
+}
+
+// Session is one sign-in. Its access tokens carry its id; ending it (EndedAt) ends them all.
+//
+// RefreshHash is the SHA-256 of the refresh token that may be spent next, PreviousHash of the one spent last.
+type Session struct {
+	ID           string `cbor:"1,keyasint"`
+	UserID       string `cbor:"2,keyasint"`
+	CreatedAt    int64  `cbor:"3,keyasint"`
+	RefreshedAt  int64  `cbor:"4,keyasint"` // when RefreshHash became current
+	ExpiresAt    int64  `cbor:"5,keyasint"` // of the refresh token
+	EndedAt      int64  `cbor:"6,keyasint"`
+	EndReason    string `cbor:"7,keyasint"` // "logout", "logout_all", "token_reused", "password_changed", "too_many_sessions", ...
+	UserAgent    string `cbor:"8,keyasint"`
+	Address      string `cbor:"9,keyasint"`
+	RefreshHash  []byte `cbor:"10,keyasint"`
+	PreviousHash []byte `cbor:"11,keyasint"`
+	Generation   uint64 `cbor:"12,keyasint"` // number of rotations so far
+}
+
+// SigningKey signs access tokens. Exactly one algorithm belongs to a key.
+type SigningKey struct {
+	ID           string `cbor:"1,keyasint"` // the JWT header's kid
+	Algorithm    string `cbor:"2,keyasint"` // "HS256", "EdDSA" or "ES256"
+	SealedSecret []byte `cbor:"3,keyasint"`
+	Public       []byte `cbor:"4,keyasint"` // PKIX, DER; nil for HS256
+	CreatedAt    int64  `cbor:"5,keyasint"`
+	SignsFrom    int64  `cbor:"6,keyasint"` // the newest key whose SignsFrom has passed signs
+	VerifiesTo   int64  `cbor:"7,keyasint"` // 0 while it is the newest
+}
+
+// ClusterSecrets are made once, by the first leader, and replicated.
+type ClusterSecrets struct {
+	ClusterID        string `cbor:"1,keyasint"`
+	BucketKey        []byte `cbor:"2,keyasint"` // 16 bytes; keys the limiter's bucket hash; not a secret of anybody's account
+	SealedRefreshKey []byte `cbor:"3,keyasint"` // derives refresh tokens' successors
+	SealedCheck      []byte `cbor:"4,keyasint"` // a known plaintext: a node with another key for secrets at rest finds out at once
+}
+
+// AuditEvent says who did what, from where, with what result. It never holds a secret.
+type AuditEvent struct {
+	ID             string `cbor:"1,keyasint"`
+	OrganizationID string `cbor:"2,keyasint"` // "" where no organization is concerned
+	Event          string `cbor:"3,keyasint"` // "user.registered", "api_key.revoked", ...
+	ActorType      string `cbor:"4,keyasint"` // "user", "api_key", "anonymous", "system"
+	ActorID        string `cbor:"5,keyasint"`
+	SubjectType    string `cbor:"6,keyasint"` // "user", "organization", "api_key", "session", ...
+	SubjectID      string `cbor:"7,keyasint"`
+	IP             string `cbor:"8,keyasint"`
+	UserAgent      string `cbor:"9,keyasint"`
+	RequestID      string `cbor:"10,keyasint"`
+	Result         string `cbor:"11,keyasint"` // "success", "failure", "denied"
+	At             int64  `cbor:"12,keyasint"`
+	Detail         []Pair `cbor:"13,keyasint"` // in the order given
+}
+
+// Pair is a name and a value; a list of pairs stands where a map would make the bytes depend on an order.
+type Pair struct {
+	Name  string `cbor:"1,keyasint"`
+	Value string `cbor:"2,keyasint"`
+}
+
+// Idempotency is the record of a request that carried an Idempotency-Key: the answer that a repetition gets again.
+type Idempotency struct {
+	Scope       []byte `cbor:"1,keyasint"` // SHA-256 of (credential's id, Idempotency-Key)
+	Fingerprint []byte `cbor:"2,keyasint"` // SHA-256 of (method, path, body)
+	Status      int    `cbor:"3,keyasint"`
+	SealedBody  []byte `cbor:"4,keyasint"`
+	CreatedAt   int64  `cbor:"5,keyasint"`
+}
+
+// NodeInfo is what the cluster knows of a node beside its Raft address. Members find each other through it.
+type NodeInfo struct {
+	ID            string `cbor:"1,keyasint"`
+	Name          string `cbor:"2,keyasint"`
+	PeerAddress   string `cbor:"3,keyasint"` // Raft and forwarding, host:port
+	GossipAddress string `cbor:"4,keyasint"`
+	Version       string `cbor:"5,keyasint"`
+	JoinedAt      int64  `cbor:"6,keyasint"`
+	RemovedAt     int64  `cbor:"7,keyasint"`
+}
+
+// Roster is one version of the ordered list of nodes that hold shares. It governs the windows that begin at or after
+// From, up to the next roster's From.
+type Roster struct {
+	Index uint64   `cbor:"1,keyasint"` // of the log entry that committed it
+	From  int64    `cbor:"2,keyasint"` // Unix milliseconds: the greatest horizon before it in the log; 0 for the first
+	Nodes []string `cbor:"3,keyasint"` // node ids
+}
+
+// LimiterState is what the log says about shares.
+type LimiterState struct {
+	Horizon int64    `cbor:"1,keyasint"` // Unix milliseconds; never falls
+	Rosters []Roster `cbor:"2,keyasint"` // oldest first; kept as long as a window that they govern, or the one after it, can be open
+	Leaves  []Leave  `cbor:"3,keyasint"`
+}
+
+// Leave records that a node handed its shares to an heir.
+type Leave struct {
+	Index       uint64 `cbor:"1,keyasint"`
+	Leaver      string `cbor:"2,keyasint"`
+	Heir        string `cbor:"3,keyasint"`
+	UpTo        uint64 `cbor:"4,keyasint"` // the index that the leaver had applied
+	ListID      []byte `cbor:"5,keyasint"` // names the list that the heir stored
+	LeaverMark  int64  `cbor:"6,keyasint"`
+	RosterIndex uint64 `cbor:"7,keyasint"`
+}
+
+// AuditFilter selects audit events; a zero field selects all.
+type AuditFilter struct {
+	OrganizationID string
+	Event          string // an exact event, or a prefix that ends in ".*"
+	ActorID        string
+	Since          int64 // Unix milliseconds, inclusive
+	Until          int64 // Unix milliseconds, exclusive
+}

@@ -1,0 +1,40 @@
+package state
+
+// Codes of refusals. They cross the wire between nodes and become HTTP codes in authapi's one table.
+const (
+	CodeNotFound      = "not_found"
+	CodeForbidden     = "forbidden"
+	CodeConflict      = "conflict"
+	CodeUsernameTaken = "username_taken"
+	CodeEmailTaken    = "email_taken"
+	CodeSessionEnded  = "session_ended"
+	// CodeIdempotencyMismatch: the Idempotency-Key was used with another request.
+	CodeIdempotencyMismatch = "idempotency_key_reused"
+)
+
+// Outcomes of RefreshSession.
+const (
+	OutcomeRotated  = "rotated"
+	OutcomeReplayed = "replayed"
+	OutcomeReused   = "reused"
+)
+
+// Result is what applying a command gave. A refusal changed nothing (but for what the command's comment says).
+type Result struct {
+	// Refused is one of the codes above, "" where the command was done.
+	Refused string `cbor:"1,keyasint"`
+	Outcome string `cbor:"2,keyasint"`
+	Count   int    `cbor:"3,keyasint"`
+	// Replay is set where the command's Idempotency-Key had been used for the same request: nothing was changed, and
+	// this is the first answer.
+	Replay *Idempotency `cbor:"4,keyasint"`
+	// ExpiresAt of a refreshed session.
+	ExpiresAt int64 `cbor:"5,keyasint"`
+	// Index of the log entry that was applied.
+	Index uint64 `cbor:"6,keyasint"`
+}
+
+// Refusal is a Result.Refused as an error.
+type Refusal struct{ Code string }
+
+func (r *Refusal) Error() string { return "refused: " + r.Code }
