@@ -162,18 +162,6 @@ type Roster struct {
 type LimiterState struct {
 	Horizon int64    `cbor:"1,keyasint"` // Unix milliseconds; never falls
 	Rosters []Roster `cbor:"2,keyasint"` // oldest first; kept as long as a window that they govern, or the one after it, can be open
-	Leaves  []Leave  `cbor:"3,keyasint"`
-}
-
-// Leave records that a node handed its shares to an heir.
-type Leave struct {
-	Index       uint64 `cbor:"1,keyasint"`
-	Leaver      string `cbor:"2,keyasint"`
-	Heir        string `cbor:"3,keyasint"`
-	UpTo        uint64 `cbor:"4,keyasint"` // the index that the leaver had applied
-	ListID      []byte `cbor:"5,keyasint"` // names the list that the heir stored
-	LeaverMark  int64  `cbor:"6,keyasint"`
-	RosterIndex uint64 `cbor:"7,keyasint"`
 }
 
 // AuditFilter selects audit events; a zero field selects all.
