@@ -2,9 +2,16 @@ package authapi
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"sluice/limiter"
 )
 
 // Method is how a request authenticated. Its text is what X-Auth-Method and /auth/me show.
@@ -29,17 +36,31 @@ type Principal struct {
 	TokenID        string   // JWT: jti
 }
 
+// anonymous is everybody without a credential.
+var anonymous = &Principal{Method: MethodAnonymous}
+
 // call is one request on its way through a handler. It lives as long as the handler: nothing in it, and no bytes of
 // ctx, may be kept afterwards.
 type call struct {
 	srv       *Server
 	ctx       *fasthttp.RequestCtx
 	now       time.Time // read once per request
-	requestID string
-	clientIP  string // canonical text of the client's address
+	requestID string    // "" in verify, which answers from idBuf alone
+	clientIP  string    // canonical text of the client's address; "" in verify
 	principal *Principal
 	route     *route
-	params    [4]string // values of the pattern's {…}, in order
+	params    [maxParams]string // values of the pattern's {…}, in order
+
+	idBuf   [requestIDMax]byte
+	idLen   int
+	client  client
+	entry   *credential // the cache's entry of the credential; nil for anonymous
+	policy  *policy     // whose limit the headers show; nil: no limit headers
+	charge  [1]limiter.Charge
+	verdict [1]limiter.Verdict
+	charged bool
+	raw     [maxParams][]byte
+	scratch []byte
 }
 
 // handler answers a call. An error becomes problem+json through the table in problem.go: return a *Problem for what the
@@ -49,4 +70,94 @@ type handler func(c *call) error
 // context bounds everything that a handler waits for.
 func (c *call) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), c.srv.handlerTimeout)
+}
+
+var callPool = sync.Pool{New: func() any { return &call{scratch: make([]byte, 0, 256)} }}
+
+func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
+	c := callPool.Get().(*call)
+	c.srv, c.ctx, c.now = s, ctx, s.clock()
+	c.principal = anonymous
+	return c
+}
+
+func (c *call) release() {
+	scratch := c.scratch[:0]
+	*c = call{scratch: scratch}
+	callPool.Put(c)
+}
+
+// param is the value of the pattern's i-th named segment.
+func (c *call) param(i int) string { return c.params[i] }
+
+// query is the first value of a query parameter, decoded; "" where it is missing.
+func (c *call) query(name string) string { return string(c.ctx.QueryArgs().Peek(name)) }
+
+// header is the first value of a request header; "" where it is missing.
+func (c *call) header(name string) string { return string(c.ctx.Request.Header.Peek(name)) }
+
+// writeJSON answers with v as JSON.
+func (c *call) writeJSON(status int, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	c.writeBody(status, b)
+	return nil
+}
+
+// writeBody answers with a body that is JSON already; it is copied.
+func (c *call) writeBody(status int, body []byte) {
+	c.ctx.SetStatusCode(status)
+	c.ctx.Response.Header.SetContentTypeBytes(typeJSON)
+	c.ctx.Response.Header.SetCanonical(headerCacheControl, valueNoStore)
+	c.ctx.Response.SetBody(body)
+}
+
+// noContent answers 204.
+func (c *call) noContent() error {
+	c.ctx.SetStatusCode(http.StatusNoContent)
+	return nil
+}
+
+// Bounds of ?limit=.
+const (
+	pageDefault = 50
+	pageMax     = 200
+)
+
+// pageArgs reads ?limit= and ?cursor=. The cursor is what writePage was given as next, "" for the first page.
+func (c *call) pageArgs() (limit int, cursor string, err error) {
+	limit = pageDefault
+	if q := c.query("limit"); q != "" {
+		limit, err = strconv.Atoi(q)
+		if err != nil || limit < 1 || limit > pageMax {
+			return 0, "", invalid("limit", "must be a number from 1 to 200")
+		}
+	}
+	if q := c.query("cursor"); q != "" {
+		b, err := base64.RawURLEncoding.Strict().DecodeString(q)
+		if err != nil || len(b) == 0 || len(b) > 256 {
+			return 0, "", invalid("cursor", "is not one that a list gave")
+		}
+		cursor = string(b)
+	}
+	return limit, cursor, nil
+}
+
+// page is the shape of every list.
+type page struct {
+	Data       any     `json:"data"`
+	NextCursor *string `json:"next_cursor"`
+}
+
+// writePage answers with one page. data is a slice that is not nil; next, the last id of the page, comes back through
+// pageArgs as the cursor; "" where the list ends here.
+func (c *call) writePage(data any, next string) error {
+	p := page{Data: data}
+	if next != "" {
+		cursor := base64.RawURLEncoding.EncodeToString([]byte(next))
+		p.NextCursor = &cursor
+	}
+	return c.writeJSON(http.StatusOK, p)
 }

@@ -10,3 +10,6 @@ var (
 	// ErrOverloaded: a bounded queue (password hashing) is full; nothing happened. Answered 503.
 	ErrOverloaded = errors.New("overloaded")
 )
+
+// errDraining is the reason of /readyz while the node is being shut down.
+var errDraining = errors.New("shutting down")

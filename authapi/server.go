@@ -1,0 +1,244 @@
+package authapi
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// Server answers the public HTTP API of one node. All methods are safe for concurrent use.
+type Server struct {
+	cfg     Config
+	state   State
+	cluster Cluster
+	limits  Limits
+	sealer  Sealer
+	clock   Clock
+	log     *slog.Logger
+
+	// handlerTimeout bounds what one request may wait for in all.
+	handlerTimeout time.Duration
+
+	tokens      *tokens
+	passwords   *passwords
+	policies    policies
+	credentials *credentialCache
+	router      *node
+	http        *fasthttp.Server
+	draining    atomic.Bool
+	catchUps    atomic.Int64
+}
+
+// New makes a Server; nothing runs before Serve, but for the workers that hash passwords, which Shutdown stops. The
+// error names what is missing or impossible in cfg.
+func New(cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
+		handlerTimeout: handlerTimeout,
+		policies:       newPolicies(cfg.Limit),
+		credentials:    newCredentialCache(cacheSets),
+	}
+	s.tokens = newTokens(s)
+	s.passwords = newPasswords(s)
+	s.router = buildRouter(s.routeTable())
+	s.http = s.newHTTP()
+	s.startAccounts()
+	return s, nil
+}
+
+func (s *Server) newHTTP() *fasthttp.Server {
+	return &fasthttp.Server{
+		Handler:                      s.handle,
+		ErrorHandler:                 s.handleBroken,
+		ReadBufferSize:               maxHeader,
+		WriteBufferSize:              4 << 10,
+		ReadTimeout:                  s.cfg.ReadTimeout,
+		WriteTimeout:                 s.cfg.WriteTimeout,
+		IdleTimeout:                  s.cfg.IdleTimeout,
+		MaxRequestBodySize:           maxBody,
+		Concurrency:                  s.cfg.MaxConns,
+		MaxConnsPerIP:                s.cfg.MaxConnsPerIP,
+		MaxRequestsPerConn:           10_000,
+		TCPKeepalive:                 true,
+		TCPKeepalivePeriod:           30 * time.Second,
+		StreamRequestBody:            true,
+		DisablePreParseMultipartForm: true,
+		NoDefaultServerHeader:        true,
+		NoDefaultContentType:         true,
+		SecureErrorLogMessage:        true,
+		CloseOnShutdown:              true,
+		Logger:                       httpLogger{s.log},
+	}
+}
+
+// Serve answers requests from ln until Shutdown, which makes it return nil.
+func (s *Server) Serve(ln net.Listener) error {
+	if err := s.http.Serve(ln); err != nil {
+		return fmt.Errorf("serve http: %w", err)
+	}
+	return nil
+}
+
+// Shutdown closes the listener and idle connections, waits for the requests in flight until ctx ends, and stops the
+// workers. It is safe to call more than once.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.SetDraining()
+	err := s.http.ShutdownWithContext(ctx)
+	s.closeAccounts()
+	if err != nil {
+		return fmt.Errorf("shut down http: %w", err)
+	}
+	return nil
+}
+
+// Handler is what Serve runs for each request, for tests and for servers of the caller's own.
+func (s *Server) Handler() fasthttp.RequestHandler { return s.handle }
+
+// handle is every request that could be read.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	c := s.acquireCall(ctx)
+	defer c.finish()
+	if err := s.serve(c); err != nil {
+		c.fail(err)
+	}
+}
+
+// finish ends a call: it turns a panic into a 500, sets what every response carries and lets the call be used again.
+func (c *call) finish() {
+	if r := recover(); r != nil {
+		c.srv.log.Error("handler panicked", "panic", fmt.Sprint(r), "route", c.pattern(), "stack", string(debug.Stack()))
+		c.fail(errPanic)
+	}
+	c.ctx.Response.Header.SetCanonical(headerRequestID, c.idBuf[:c.idLen])
+	c.writeLimits()
+	c.release()
+}
+
+// pattern names the route for the log; never the path, which may hold anything.
+func (c *call) pattern() string {
+	if c.route == nil {
+		return ""
+	}
+	return c.route.method + " " + c.route.pattern
+}
+
+// serve finds the route, spends from the caller's limit, checks what the route needs, and runs it.
+func (s *Server) serve(c *call) error {
+	c.client = s.clientOf(c.ctx)
+	c.setRequestID()
+	path := c.ctx.Request.URI().PathOriginal()
+	var end *endpoint
+	if canonicalPath(path) {
+		end = s.router.find(path, &c.raw)
+	}
+	if end != nil {
+		c.route = end.pick(c.ctx.Method())
+	}
+	cost := int64(1)
+	if c.route != nil {
+		switch c.route.layer {
+		case layerNone:
+			return c.route.handle(c)
+		case layerDocuments:
+			if err := c.takeAddress(s.policies.documents, 1); err != nil {
+				return err
+			}
+			return c.route.handle(c)
+		}
+		cost = c.route.cost
+	}
+	if err := c.authenticate(cost); err != nil {
+		return err
+	}
+	switch {
+	case end == nil:
+		return errNotFound()
+	case c.route == nil:
+		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "")
+		p.Allow = end.allow
+		return p
+	}
+	if err := c.permit(); err != nil {
+		return err
+	}
+	c.requestID = string(c.idBuf[:c.idLen])
+	c.clientIP = c.client.addr.String()
+	for i := range c.raw {
+		c.params[i] = string(c.raw[i])
+	}
+	return c.route.handle(c)
+}
+
+// permit checks what the route needs of the credential.
+func (c *call) permit() error {
+	method := c.principal.Method
+	switch {
+	case c.route.auth == authNone:
+		return nil
+	case method == MethodAnonymous:
+		return errNoCredential()
+	case c.route.auth == authJWT && method != MethodJWT:
+		return problem(http.StatusForbidden, "forbidden", "this needs a signed-in user; an API key cannot do it")
+	case c.route.auth == authKey && method != MethodAPIKey:
+		return problem(http.StatusForbidden, "forbidden", "this needs an API key")
+	case method == MethodAPIKey && c.route.scope != "" && !grants(c.principal.Scopes, c.route.scope):
+		return errScope(c.route.scope)
+	}
+	return nil
+}
+
+func errNoCredential() *Problem {
+	p := problem(http.StatusUnauthorized, "authentication_required", "this needs a credential")
+	p.Challenge = challengeNone
+	return p
+}
+
+// errScope is the 403 for a credential without the scopes that are needed, joined by spaces.
+func errScope(scopes string) *Problem {
+	p := problem(http.StatusForbidden, "insufficient_scope", "the credential lacks the scope "+scopes)
+	p.Challenge = `Bearer realm="sluice", error="insufficient_scope", scope="` + scopes + `"`
+	return p
+}
+
+// fail answers with err's problem, whatever the handler wrote before.
+func (c *call) fail(err error) {
+	p, listed := problemOf(err)
+	if !listed {
+		c.srv.log.Error("request failed", "error", err, "route", c.pattern(), "request_id", string(c.idBuf[:c.idLen]))
+	}
+	if p.Status == http.StatusServiceUnavailable {
+		c.refund()
+	}
+	c.ctx.Response.Reset()
+	c.ctx.Response.Header.SetNoDefaultContentType(true)
+	c.writeProblem(p)
+}
+
+func (c *call) writeProblem(p *Problem) {
+	p.RequestID = string(c.idBuf[:c.idLen])
+	h := &c.ctx.Response.Header
+	c.ctx.SetStatusCode(p.Status)
+	h.SetContentTypeBytes(typeProblem)
+	h.SetCanonical(headerCacheControl, valueNoStore)
+	if p.Challenge != "" {
+		h.Set("WWW-Authenticate", p.Challenge)
+	}
+	if p.Allow != "" {
+		h.Set("Allow", p.Allow)
+	}
+	if p.RetryAfter > 0 {
+		h.SetCanonical(headerRetryAfter, fasthttp.AppendUint(c.scratch[:0], int(p.RetryAfter)))
+	}
+	c.ctx.Response.SetBody(p.encode())
+}
