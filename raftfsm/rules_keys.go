@@ -1,0 +1,146 @@
+package raftfsm
+
+import (
+	"bytes"
+
+	"sluice/raftfsm/state"
+)
+
+func createKey(b *batch, c state.CreateKey) state.Result {
+	if result, ok := replayed(b, c.Idempotency); ok {
+		return result
+	}
+	key := c.Key
+	if !validID(key.ID) || !validID(key.OrganizationID) || len(key.Hash) != hashSize || len(key.PreviousHash) != 0 ||
+		len(key.Name) > maxName || !validScopes(key.Scopes) || key.RevokedAt != 0 {
+		return refuse(state.CodeInvalid)
+	}
+	if liveOrg(b, key.OrganizationID) == nil {
+		return refuse(state.CodeNotFound)
+	}
+	grants, ok := may(b, c.Actor, key.OrganizationID)
+	if !ok || !covers(grants, key.Scopes) {
+		return refuse(state.CodeForbidden)
+	}
+	if b.has(key1(prefixKey, key.ID)) || b.has(key1(prefixKeyHash, string(key.Hash))) {
+		return refuse(state.CodeConflict)
+	}
+	if key.LastUsedAt != 0 {
+		b.put(key1(prefixKeyUse, key.ID), appendTime(nil, key.LastUsedAt))
+	}
+	saveKey(b, &key)
+	b.put(key1(prefixKeyHash, string(key.Hash)), []byte(key.ID))
+	b.put(key2(prefixOrgKey, key.OrganizationID, key.ID), nil)
+	audit(b, c.Audit)
+	rememberAnswer(b, c.Idempotency)
+	return state.Result{}
+}
+
+// saveKey stores a key's record. The last use has a record of its own: it changes every minute, the key hardly ever.
+func saveKey(b *batch, key *state.APIKey) {
+	record := *key
+	record.LastUsedAt = 0
+	b.store(key1(prefixKey, key.ID), record)
+}
+
+// liveKey loads a key that is not revoked. An expired one is found: it can be given a new time or be revoked.
+func liveKey(b *batch, id string) *state.APIKey {
+	key := load[state.APIKey](b, key1(prefixKey, id))
+	if key == nil || key.RevokedAt != 0 {
+		return nil
+	}
+	return key
+}
+
+func updateKey(b *batch, c state.UpdateKey) state.Result {
+	key := liveKey(b, c.KeyID)
+	if key == nil {
+		return refuse(state.CodeNotFound)
+	}
+	grants, ok := may(b, c.Actor, key.OrganizationID)
+	if !ok || c.Scopes != nil && !covers(grants, *c.Scopes) {
+		return refuse(state.CodeForbidden)
+	}
+	if c.Name != nil && len(*c.Name) > maxName || c.Scopes != nil && !validScopes(*c.Scopes) {
+		return refuse(state.CodeInvalid)
+	}
+	if c.Name != nil {
+		key.Name = *c.Name
+	}
+	if c.Scopes != nil {
+		key.Scopes = *c.Scopes
+	}
+	if c.ExpiresAt != nil {
+		key.ExpiresAt = *c.ExpiresAt
+	}
+	if c.SetRateLimit {
+		key.RateLimit, key.RateWindow = c.RateLimit, c.RateWindow
+	}
+	b.raise = c.Scopes != nil || c.ExpiresAt != nil || c.SetRateLimit
+	saveKey(b, key)
+	audit(b, c.Audit)
+	return state.Result{}
+}
+
+func rotateKey(b *batch, c state.RotateKey) state.Result {
+	if result, ok := replayed(b, c.Idempotency); ok {
+		return result
+	}
+	if len(c.NewHash) != hashSize {
+		return refuse(state.CodeInvalid)
+	}
+	key := liveKey(b, c.KeyID)
+	if key == nil {
+		return refuse(state.CodeNotFound)
+	}
+	// Who rotates a key gets its secret: a key that rotated a stronger one would have more than it was given.
+	grants, ok := may(b, c.Actor, key.OrganizationID)
+	if !ok || !covers(grants, key.Scopes) {
+		return refuse(state.CodeForbidden)
+	}
+	if !bytes.Equal(key.Hash, c.OldHash) || b.has(key1(prefixKeyHash, string(c.NewHash))) {
+		return refuse(state.CodeConflict)
+	}
+	if len(key.PreviousHash) > 0 {
+		b.delete(key1(prefixKeyHash, string(key.PreviousHash)))
+	}
+	key.PreviousHash, key.PreviousUntil = key.Hash, c.PreviousUntil
+	key.Hash, key.Prefix, key.RotatedAt = c.NewHash, c.NewPrefix, c.At
+	saveKey(b, key)
+	b.put(key1(prefixKeyHash, string(key.Hash)), []byte(key.ID))
+	b.raise = true
+	audit(b, c.Audit)
+	rememberAnswer(b, c.Idempotency)
+	return state.Result{}
+}
+
+func revokeKey(b *batch, c state.RevokeKey) state.Result {
+	key := liveKey(b, c.KeyID)
+	if key == nil {
+		return refuse(state.CodeNotFound)
+	}
+	if _, ok := may(b, c.Actor, key.OrganizationID); !ok {
+		return refuse(state.CodeForbidden)
+	}
+	// The record and both hashes stay: that the key is dead is something to be found, not something missing.
+	key.RevokedAt = max(c.At, 1)
+	saveKey(b, key)
+	b.delete(key2(prefixOrgKey, key.OrganizationID, key.ID))
+	b.raise = true
+	audit(b, c.Audit)
+	return state.Result{}
+}
+
+func touchKeys(b *batch, c state.TouchKeys) state.Result {
+	count := 0
+	for _, use := range c.Keys {
+		if !validID(use.KeyID) || !b.has(key1(prefixKey, use.KeyID)) {
+			continue
+		}
+		if at := key1(prefixKeyUse, use.KeyID); timeOf(b.get(at)) < use.At {
+			b.put(at, appendTime(nil, use.At))
+			count++
+		}
+	}
+	return state.Result{Count: count}
+}
