@@ -65,6 +65,9 @@ func (c *call) decodeOptional(v any) error {
 
 func (c *call) decodeBytes(b []byte, v any) error {
 	h := &c.ctx.Request.Header
+	if rawCount(h.RawHeaders(), "content-type") > 1 {
+		return duplicateHeader("Content-Type")
+	}
 	if !isJSON(h.ContentType()) {
 		return problem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/json")
 	}

@@ -59,8 +59,10 @@ type call struct {
 	charge  [1]limiter.Charge
 	verdict [1]limiter.Verdict
 	charged bool
-	raw     [maxParams][]byte
-	scratch []byte
+	// closeAfter ends the connection with this response.
+	closeAfter bool
+	raw        [maxParams][]byte
+	scratch    []byte
 }
 
 // handler answers a call. An error becomes problem+json through the table in problem.go: return a *Problem for what the

@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"net/http"
+	"strings"
 	"time"
 
 	"sluice/limiter"
@@ -260,7 +261,7 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 		principal: &Principal{
 			Method: MethodAPIKey, KeyID: k.ID, OrganizationID: k.OrganizationID, Scopes: k.Scopes, ExpiresAt: k.ExpiresAt,
 		},
-		scopes: joinScopes(k.Scopes),
+		scopes: []byte(strings.Join(k.Scopes, " ")),
 		policy: s.policies.apiKey,
 	}
 	if plan := s.policies.keyPlans[org.Plan]; plan != nil {

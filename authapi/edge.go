@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -132,4 +133,27 @@ type httpLogger struct{ log *slog.Logger }
 
 func (l httpLogger) Printf(format string, args ...any) {
 	l.log.Debug("http server", "message", fmt.Sprintf(format, args...))
+}
+
+// framedTwice says whether a request has both a Content-Length and a Transfer-Encoding, on which servers disagree where
+// it ends. fasthttp serves such a request and closes the connection; we refuse it.
+func framedTwice(h *fasthttp.RequestHeader) bool {
+	return h.ContentLength() == -1 && rawCount(h.RawHeaders(), "content-length") > 0
+}
+
+// rawCount counts the header lines of that name, in lower case, as they were sent.
+func rawCount(raw []byte, name string) int {
+	n := 0
+	for len(raw) > 0 {
+		line := raw
+		if i := bytes.IndexByte(raw, '\n'); i >= 0 {
+			line, raw = raw[:i], raw[i+1:]
+		} else {
+			raw = nil
+		}
+		if i := bytes.IndexByte(line, ':'); i >= 0 && equalFold(line[:i], name) {
+			n++
+		}
+	}
+	return n
 }

@@ -40,11 +40,8 @@ type route struct {
 	scope   string // what a key needs; "" for nothing. A JWT's role is looked at by the handler.
 	cost    int64  // units; 0 means 1
 	layer   layer
-	// raw routes are given their request before its path has been checked for a canonical form, and see to it
-	// themselves: the check of a described request takes its description from the path.
-	raw bool
-	// verify routes resolve the caller's cost and needs from the request that they describe.
-	verify bool
+	// verify marks the forward-auth checks, whose cost and needs come from the request that they describe.
+	verify dialect
 }
 
 // routeTable is every route that Sluice itself answers.
@@ -54,11 +51,11 @@ func (s *Server) routeTable() []route {
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.
 func (s *Server) edgeRoutes() []route {
-	return []route{
+	return append(verifyRoutes(), []route{
 		{method: "GET", pattern: "/livez", handle: handleLivez, layer: layerNone},
 		{method: "GET", pattern: "/readyz", handle: handleReadyz, layer: layerNone},
 		{method: "GET", pattern: "/api/v1/health", handle: handleHealth},
-	}
+	}...)
 }
 
 // maxParams is how many "{name}" segments a pattern may have: len(call.params).

@@ -31,6 +31,7 @@ type Server struct {
 	policies    policies
 	credentials *credentialCache
 	router      *node
+	matcher     *matcher
 	http        *fasthttp.Server
 	draining    atomic.Bool
 	catchUps    atomic.Int64
@@ -43,11 +44,16 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
+	m, err := newMatcher(cfg.Routes)
+	if err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
+	}
 	s := &Server{
 		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
 		handlerTimeout: handlerTimeout,
 		policies:       newPolicies(cfg.Limit),
 		credentials:    newCredentialCache(cacheSets),
+		matcher:        m,
 	}
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
@@ -122,6 +128,9 @@ func (c *call) finish() {
 	}
 	c.ctx.Response.Header.SetCanonical(headerRequestID, c.idBuf[:c.idLen])
 	c.writeLimits()
+	if c.closeAfter {
+		c.ctx.SetConnectionClose()
+	}
 	c.release()
 }
 
@@ -138,36 +147,54 @@ func (s *Server) serve(c *call) error {
 	c.client = s.clientOf(c.ctx)
 	c.setRequestID()
 	path := c.ctx.Request.URI().PathOriginal()
+	var bad *Problem
 	var end *endpoint
-	if canonicalPath(path) {
+	var configured *configured
+	switch rest, envoy := envoyRest(path); {
+	case framedTwice(&c.ctx.Request.Header):
+		c.closeAfter = true
+		bad = problem(http.StatusBadRequest, "malformed_request", "the request has a Content-Length and a Transfer-Encoding")
+	case envoy:
+		// What follows is a description, which is checked as such.
+		end = s.router.find(path[:len(path)-len(rest)], &c.raw)
+	case !canonicalPath(path):
+		bad = problem(http.StatusBadRequest, "invalid_path", "the path is not in canonical form")
+	default:
 		end = s.router.find(path, &c.raw)
+		if end == nil {
+			configured = s.matcher.match(c.ctx.Request.URI().Host(), path)
+		}
 	}
 	if end != nil {
 		c.route = end.pick(c.ctx.Method())
 	}
-	cost := int64(1)
-	if c.route != nil {
-		switch c.route.layer {
-		case layerNone:
-			return c.route.handle(c)
-		case layerDocuments:
-			if err := c.takeAddress(s.policies.documents, 1); err != nil {
-				return err
-			}
-			return c.route.handle(c)
-		}
-		cost = c.route.cost
-	}
-	if err := c.authenticate(cost); err != nil {
-		return err
-	}
 	switch {
-	case end == nil:
-		return errNotFound()
+	case bad != nil:
+		return c.reject(bad)
+	case configured != nil && configured.upstream != nil:
+		return c.gateway(configured)
 	case c.route == nil:
+		if err := c.authenticate(1); err != nil {
+			return err
+		}
+		if end == nil {
+			return errNotFound()
+		}
 		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "")
 		p.Allow = end.allow
 		return p
+	case c.route.layer == layerNone:
+		return c.route.handle(c)
+	case c.route.layer == layerDocuments:
+		if err := c.takeAddress(s.policies.documents, 1); err != nil {
+			return err
+		}
+		return c.route.handle(c)
+	case c.route.verify != 0:
+		return c.verify()
+	}
+	if err := c.authenticate(c.route.cost); err != nil {
+		return err
 	}
 	if err := c.permit(); err != nil {
 		return err
@@ -178,37 +205,6 @@ func (s *Server) serve(c *call) error {
 		c.params[i] = string(c.raw[i])
 	}
 	return c.route.handle(c)
-}
-
-// permit checks what the route needs of the credential.
-func (c *call) permit() error {
-	method := c.principal.Method
-	switch {
-	case c.route.auth == authNone:
-		return nil
-	case method == MethodAnonymous:
-		return errNoCredential()
-	case c.route.auth == authJWT && method != MethodJWT:
-		return problem(http.StatusForbidden, "forbidden", "this needs a signed-in user; an API key cannot do it")
-	case c.route.auth == authKey && method != MethodAPIKey:
-		return problem(http.StatusForbidden, "forbidden", "this needs an API key")
-	case method == MethodAPIKey && c.route.scope != "" && !grants(c.principal.Scopes, c.route.scope):
-		return errScope(c.route.scope)
-	}
-	return nil
-}
-
-func errNoCredential() *Problem {
-	p := problem(http.StatusUnauthorized, "authentication_required", "this needs a credential")
-	p.Challenge = challengeNone
-	return p
-}
-
-// errScope is the 403 for a credential without the scopes that are needed, joined by spaces.
-func errScope(scopes string) *Problem {
-	p := problem(http.StatusForbidden, "insufficient_scope", "the credential lacks the scope "+scopes)
-	p.Challenge = `Bearer realm="sluice", error="insufficient_scope", scope="` + scopes + `"`
-	return p
 }
 
 // fail answers with err's problem, whatever the handler wrote before.

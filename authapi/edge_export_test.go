@@ -1,0 +1,22 @@
+package authapi
+
+// What the tests of package authapi_test need of the inside of the edge.
+var (
+	NewAPIKey      = newAPIKey
+	ValidAPIKey    = validAPIKey
+	DecodeJSON     = decodeJSON
+	CanonicalPath  = canonicalPath
+	ParseForwarded = parseForwarded
+)
+
+// RouteRow is what the OpenAPI document must say of a route.
+type RouteRow struct{ Method, Pattern string }
+
+// RouteRows lists the route table.
+func (s *Server) RouteRows() []RouteRow {
+	var rows []RouteRow
+	for _, r := range s.routeTable() {
+		rows = append(rows, RouteRow{r.method, r.pattern})
+	}
+	return rows
+}

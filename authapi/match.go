@@ -1,0 +1,225 @@
+package authapi
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Defaults of a Route.
+const (
+	DefaultRouteTimeout = 30 * time.Second
+	DefaultRouteMaxBody = 1 << 20
+)
+
+// maxCost bounds what one request may spend, in units.
+const maxCost = int64(1e12)
+
+// matcher finds what a request to a configured route needs. It is immutable.
+type matcher struct {
+	// routes are in the order of trying: those of a host before those of any, and longer prefixes first.
+	routes []*configured
+}
+
+// configured is a Route, checked and prepared.
+type configured struct {
+	name     string
+	host     string // lower case; "" for any
+	prefix   string // without a trailing slash; "" for "/"
+	strip    bool
+	rules    []rule
+	timeout  time.Duration
+	maxBody  int64
+	upstream *upstream // nil: a rule of verify only
+	row      *route    // how the log names it
+}
+
+// rule is a RouteRule, prepared.
+type rule struct {
+	methods   []string
+	all       bool
+	scopes    []string
+	text      string // scopes, joined
+	anonymous bool
+	cost      int64
+}
+
+// newMatcher checks and prepares routes.
+func newMatcher(routes []Route) (*matcher, error) {
+	m := &matcher{}
+	var problems []error
+	for i, r := range routes {
+		c, err := prepareRoute(r)
+		if err != nil {
+			name := r.Name
+			if name == "" {
+				name = fmt.Sprintf("%d", i+1)
+			}
+			problems = append(problems, fmt.Errorf("route %s: %w", name, err))
+			continue
+		}
+		m.routes = append(m.routes, c)
+	}
+	slices.SortStableFunc(m.routes, func(a, b *configured) int {
+		if (a.host == "") != (b.host == "") {
+			return cmp.Compare(len(b.host), len(a.host))
+		}
+		return cmp.Compare(len(b.prefix), len(a.prefix))
+	})
+	for i := 1; i < len(m.routes); i++ {
+		for _, earlier := range m.routes[:i] {
+			if earlier.host == m.routes[i].host && earlier.prefix == m.routes[i].prefix {
+				problems = append(problems, fmt.Errorf("routes %s and %s have the same host and path", earlier.name, m.routes[i].name))
+			}
+		}
+	}
+	return m, errors.Join(problems...)
+}
+
+func prepareRoute(r Route) (*configured, error) {
+	c := &configured{
+		name: cmp.Or(r.Name, r.PathPrefix), host: strings.ToLower(r.Host), prefix: strings.TrimSuffix(r.PathPrefix, "/"),
+		strip: r.StripPrefix, timeout: r.Timeout, maxBody: r.MaxBodyBytes,
+	}
+	if !canonicalPath([]byte(r.PathPrefix)) {
+		return nil, fmt.Errorf("path %q is not an absolute path in canonical form", r.PathPrefix)
+	}
+	setDefault(&c.timeout, DefaultRouteTimeout)
+	setDefault(&c.maxBody, DefaultRouteMaxBody)
+	if c.timeout < 0 || c.maxBody < 0 {
+		return nil, errors.New("timeout and body limit must not be negative")
+	}
+	rules := r.Rules
+	if len(rules) == 0 {
+		rules = []RouteRule{{Methods: []string{"*"}}}
+	}
+	for _, rr := range rules {
+		p := rule{scopes: rr.Scopes, text: strings.Join(rr.Scopes, " "), anonymous: rr.Anonymous, cost: max(rr.Cost, 1)}
+		if rr.Cost < 0 || rr.Cost > maxCost {
+			return nil, fmt.Errorf("cost %d is not between 1 and %d", rr.Cost, maxCost)
+		}
+		if len(rr.Methods) == 0 {
+			return nil, errors.New("a rule names no methods")
+		}
+		for _, s := range rr.Scopes {
+			if !scopeText(s) {
+				return nil, fmt.Errorf("scope %q is not <resource>:<action>", s)
+			}
+		}
+		for _, name := range rr.Methods {
+			if name == "*" {
+				p.all = true
+			} else {
+				p.methods = append(p.methods, strings.ToUpper(name))
+			}
+		}
+		c.rules = append(c.rules, p)
+	}
+	c.row = &route{method: "ANY", pattern: "route " + c.name, handle: handleGateway}
+	if r.Upstream != "" {
+		u, err := url.Parse(r.Upstream)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("upstream: %w", err)
+		case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+			return nil, fmt.Errorf("upstream %q is not an http or https URL", r.Upstream)
+		case u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+			return nil, fmt.Errorf("upstream %q may have a host and a path only", u.Redacted())
+		}
+		c.upstream = newUpstream(u, c.timeout)
+	}
+	return c, nil
+}
+
+// scopeText says whether s can be a scope at all: printable ASCII that needs no quoting in a header, with a colon.
+func scopeText(s string) bool {
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] >= 0x7f || s[i] == '"' || s[i] == '\\' {
+			return false
+		}
+	}
+	return s == "*" || strings.IndexByte(s, ':') > 0
+}
+
+// match finds the route of a canonical path, nil where there is none. host may have a port.
+func (m *matcher) match(host, path []byte) *configured {
+	host = hostOnly(host)
+	for _, r := range m.routes {
+		if r.host != "" && !equalFold(host, r.host) {
+			continue
+		}
+		n := len(r.prefix)
+		if len(path) >= n && string(path[:n]) == r.prefix && (len(path) == n || path[n] == '/') {
+			return r
+		}
+	}
+	return nil
+}
+
+// rule finds what a method needs, nil where no rule covers it. HEAD is GET unless a rule names it.
+func (r *configured) rule(method []byte) *rule {
+	head := string(method) == http.MethodHead
+	for i := range r.rules {
+		p := &r.rules[i]
+		if p.all {
+			return p
+		}
+		for _, name := range p.methods {
+			if name == string(method) || head && name == http.MethodGet {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+// allow lists the methods that the rules name, for a 405.
+func (r *configured) allow() string {
+	var names []string
+	for _, p := range r.rules {
+		for _, name := range p.methods {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+			if name == http.MethodGet && !slices.Contains(names, http.MethodHead) {
+				names = append(names, http.MethodHead)
+			}
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// hostOnly drops a port and a trailing dot.
+func hostOnly(host []byte) []byte {
+	if i := bytes.LastIndexByte(host, ':'); i >= 0 && bytes.IndexByte(host[i:], ']') < 0 {
+		if bytes.IndexByte(host[:i], ':') < 0 || host[i-1] == ']' {
+			host = host[:i]
+		}
+	}
+	if n := len(host); n > 0 && host[n-1] == '.' {
+		host = host[:n-1]
+	}
+	return host
+}
+
+// equalFold compares with lower, which is in lower case.
+func equalFold(b []byte, lower string) bool {
+	if len(b) != len(lower) {
+		return false
+	}
+	for i, c := range b {
+		if c >= 'A' && c <= 'Z' {
+			c |= 0x20
+		}
+		if c != lower[i] {
+			return false
+		}
+	}
+	return true
+}
