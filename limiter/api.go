@@ -27,6 +27,10 @@ type Charge struct {
 	Bucket BucketID
 	Rule   Rule
 	Cost   int64 // units, at least 1
+
+	// charged is 1 + the window that Take charged, 0 for none. It tells Refund where the units belong, however late it
+	// comes, and makes a second Refund of the same Charge harmless.
+	charged int64
 }
 
 // Outcome of a decision.
@@ -51,3 +55,41 @@ type Verdict struct {
 	RetryAfter int64 // whole seconds, at least 1, until a request of this cost may pass; 0 where it may now
 	Waited     bool  // the decision waited for a message
 }
+
+// Isolation says what a node does in windows that begin beyond its horizon.
+type Isolation uint8
+
+const (
+	// Strict answers Undecided there: a node cut off from the cluster's log opens no new window. The limit holds always.
+	Strict Isolation = 0
+	// Available goes on with the base share of the newest roster known. The excess is at most the base shares of the
+	// nodes that are cut off.
+	Available Isolation = 1
+)
+
+// Roster is one version of the list of nodes that hold shares. It governs the windows that begin at or after
+// FromMillis, up to the next roster's.
+type Roster struct {
+	Index      uint64 // of its log entry; a later roster's is greater
+	FromMillis int64  // Unix milliseconds: the greatest horizon before it in the log; 0 for the first of a cluster
+	Nodes      []string
+}
+
+// State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index.
+type State struct {
+	// HorizonMillis is the newest horizon applied here, in Unix milliseconds: a node has a base share only in windows
+	// that begin before it.
+	HorizonMillis int64
+	// Rosters, oldest first; every one that governs a window that may be open, or the one before it.
+	Rosters []Roster
+}
+
+// Transport carries packets to other nodes: best effort, so loss, repetition and reordering are expected.
+type Transport interface {
+	// Send hands packet (at most MaxPacket bytes) to node. It must not block and must not keep packet. It is called from
+	// any goroutine, never with a lock held.
+	Send(node string, packet []byte)
+}
+
+// MaxPacket is the greatest length of a packet that the limiter sends.
+const MaxPacket = 1200

@@ -1,0 +1,295 @@
+package limiter
+
+// cell is the cumulative number of units that one incarnation of a donor has given to one incarnation of a receiver, in
+// one window of one bucket. Only the donor raises it; the receiver merges by maximum, so that lost, repeated and
+// reordered messages do no harm. The node's own present incarnation is the other end.
+type cell struct {
+	value int64
+	inc   uint64 // the other end's incarnation
+	peer  uint16 // the other end
+	out   bool   // given by this node
+}
+
+// window is what this node knows of its own part of a bucket in one window.
+type window struct {
+	n        int64
+	used     int64 // spent here
+	given    int64 // handed to others, debited before they heard of it
+	received int64 // handed to this node's present incarnation, and what its record proves of earlier ones
+	cells    []cell
+	slot     int32 // of its record, noSlot for none
+	// lost means that this node may have acted in the window and cannot prove what it did: its base share there is 0.
+	lost bool
+}
+
+const noSlot int32 = -1
+
+func (w *window) net() int64 { return w.used + w.given - w.received }
+
+// touched says whether the node has spent or given in the window.
+func (w *window) touched() bool { return w.used+w.given > 0 }
+
+func (w *window) cell(peer uint16, inc uint64, out bool) *cell {
+	for i := range w.cells {
+		c := &w.cells[i]
+		if c.peer == peer && c.inc == inc && c.out == out {
+			return c
+		}
+	}
+	return nil
+}
+
+// bucket is one live bucket. Its shard's mutex guards it.
+type bucket struct {
+	id    BucketID
+	span  span
+	alg   Algorithm
+	cell  bool // an overflow cell, shared by buckets that found no room of their own
+	live  bool
+	dirty bool // has counters that no packet has carried yet
+	index int32
+	limit int64 // as last asked for here
+	wins  []window
+	first [3]window // wins' first backing
+	rank  [2]rankMemo
+	know  []counters // what peers said of themselves
+	ask   ask
+}
+
+// rankMemo saves reckoning the rendezvous order for each request.
+type rankMemo struct {
+	roster uint64 // index + 1
+	rank   int32
+}
+
+// ask is the request for shares under way, at most one for a bucket.
+type ask struct {
+	peer     uint16
+	inFlight bool
+	n        int64
+	seq      uint64
+	sentMono int64
+	quietTo  int64 // monotonic time before which no share is asked for ahead of need
+	waiting  int64 // units that wait for it
+	waiters  *waiter
+}
+
+// waiter is a request that waits for shares. The shell wakes it over ch.
+type waiter struct {
+	ch         chan struct{}
+	woken      bool
+	units      int64
+	on         *bucket
+	next, prev *waiter
+}
+
+func (b *bucket) addWaiter(w *waiter, units int64) {
+	w.on, w.units, w.woken, w.prev, w.next = b, units, false, nil, b.ask.waiters
+	if w.next != nil {
+		w.next.prev = w
+	}
+	b.ask.waiters = w
+	b.ask.waiting += units
+}
+
+func (b *bucket) dropWaiter(w *waiter) {
+	if w.on != b {
+		return
+	}
+	if w.prev != nil {
+		w.prev.next = w.next
+	} else {
+		b.ask.waiters = w.next
+	}
+	if w.next != nil {
+		w.next.prev = w.prev
+	}
+	b.ask.waiting -= w.units
+	w.on, w.next, w.prev = nil, nil, nil
+}
+
+// wake lets every waiter look again.
+func (b *bucket) wake() {
+	for b.ask.waiters != nil {
+		w := b.ask.waiters
+		b.dropWaiter(w)
+		w.woken = true
+		if w.ch != nil {
+			select {
+			case w.ch <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+func (b *bucket) find(n int64) *window {
+	for i := range b.wins {
+		if b.wins[i].n == n {
+			return &b.wins[i]
+		}
+	}
+	return nil
+}
+
+// standing is what the rule says of one window at one instant.
+type standing struct {
+	base   int64 // this node's base share
+	net    int64
+	charge int64
+	room   int64 // units that may be spent or given now; may be negative
+	// undecided: the node cannot tell without risking the limit. room is 0 then.
+	undecided bool
+}
+
+// stand reckons the rule for window n of b at limit: after spending or giving x ≤ room units,
+//
+//	net + ⌈w · charge⌉ ≤ base
+//
+// holds in n and, for sliding windows, in n+1 where that is open here.
+func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant) standing {
+	var s standing
+	begin := b.span.begin(n)
+	mark := l.markMillis()
+	if t.ms > mark || begin > mark {
+		s.undecided = true
+		return s
+	}
+	r := v.governing(begin)
+	if r == nil || begin >= v.horizon && !l.available {
+		s.undecided = true
+		return s
+	}
+	win := b.find(n)
+	if win == nil && l.gone(sh, b, n) {
+		s.undecided = true
+		return s
+	}
+	lost := win != nil && win.lost || win == nil && l.lostWindow(sh, b, n)
+	if win != nil {
+		s.net = win.net()
+	}
+	if !lost {
+		s.base = l.share(b, r, limit)
+	}
+	if b.alg != SlidingWindow {
+		s.room = s.base - s.net
+		return s
+	}
+	s.charge = l.charge(sh, v, b, n, limit, s.base, lost)
+	s.room = s.base - s.net - b.span.weigh(s.charge, n, t.ms)
+	l.standNext(sh, v, b, n, limit, t, &s)
+	return s
+}
+
+// charge is what window n−1 weighs in window n: its net, never less than nothing, and what the base grew by since
+// through the roster. Without counters for n−1 it is the whole base.
+func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit, base int64, lost bool) int64 {
+	before := b.find(n - 1)
+	beforeShare := l.share(b, v.governing(b.span.begin(n-1)), limit)
+	if before != nil && before.lost || before == nil && l.lostWindow(sh, b, n-1) {
+		if lost {
+			return 0 // the base that would be charged is nothing
+		}
+		return max(base, beforeShare)
+	}
+	var charge int64
+	if before != nil {
+		charge = before.net()
+		if !l.unsafeSigned {
+			charge = max(0, charge)
+		}
+	}
+	if base > beforeShare && !l.unsafeNoGrowth {
+		charge += base - beforeShare
+	}
+	return charge
+}
+
+// standNext lowers room so that the rule holds in window n+1 too, where a spend in n changes the charge of a window in
+// which this node may have acted already: one that begins at or below the mark.
+func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t instant, s *standing) {
+	begin := b.span.begin(n + 1)
+	if begin > l.markMillis() || l.unsafeOneWindow {
+		return
+	}
+	next := b.find(n + 1)
+	lost := next != nil && next.lost || next == nil && l.lostWindow(sh, b, n+1)
+	r := v.governing(begin)
+	if r == nil || begin >= v.horizon && !l.available {
+		// There is no base in n+1 yet. Where it is known that nothing was spent or given there, nothing relied on the charge
+		// either, and the rule will be reckoned when something is.
+		if lost || next != nil && next.touched() {
+			*s = standing{undecided: true}
+		}
+		return
+	}
+	var base, net int64
+	if !lost {
+		base = l.share(b, r, limit)
+	}
+	if next != nil {
+		net = next.net()
+	}
+	units := base - net
+	if units < 0 {
+		s.room = min(s.room, 0)
+		return
+	}
+	charge := b.span.unweigh(units, n+1, t.ms)
+	if charge < 0 {
+		return
+	}
+	if now := l.share(b, v.governing(b.span.begin(n)), limit); base > now {
+		charge -= base - now
+	}
+	if charge < 0 {
+		s.room = min(s.room, 0)
+		return
+	}
+	s.room = min(s.room, charge-s.net)
+}
+
+// share is this node's base share of limit under r.
+func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
+	if r == nil || r.self < 0 {
+		return 0
+	}
+	n := int64(len(r.hashes))
+	q, rest := limit/n, limit%n
+	// An overflow cell stands for many buckets, each with an order of its own: only what is certain counts.
+	if rest == 0 || b.cell {
+		return q
+	}
+	memo := &b.rank[r.index&1]
+	if memo.roster != r.index+1 {
+		*memo = rankMemo{roster: r.index + 1, rank: int32(r.rank(b.id.low(), r.self))}
+	}
+	if int64(memo.rank) < rest {
+		q++
+	}
+	return q
+}
+
+// gone says whether a window ended so long ago that its counters may have been dropped: long after any clock within the
+// skew bound can reach it. Nothing is done in such a window any more: a loan that was spent and forgotten would
+// count anew.
+func (l *ledger) gone(sh *shard, b *bucket, n int64) bool {
+	return b.span.end(n)+int64(b.span)+l.slackMillis <= sh.maxMillis
+}
+
+// lostWindow says whether a window of which nothing is in memory may nevertheless have been acted in: before the
+// last start without a record that would prove it, or so long ago that its counters were dropped.
+func (l *ledger) lostWindow(sh *shard, b *bucket, n int64) bool {
+	if l.unsafeForget {
+		return false
+	}
+	if l.gone(sh, b, n) {
+		return true
+	}
+	begin := b.span.begin(n)
+	if begin > l.startMark {
+		return false
+	}
+	return int64(b.span) < recordedMillis || begin <= l.lostThrough
+}

@@ -1,0 +1,433 @@
+package limiter
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxClockSkew   = time.Second
+	DefaultMaxBuckets     = 200_000
+	DefaultGossipInterval = 50 * time.Millisecond
+	DefaultGossipBytes    = 1 << 20
+)
+
+const (
+	// maxWait is how long a request waits for shares at most.
+	maxWait = 20 * time.Millisecond
+	// markLead is how far ahead of the clock the mark is set, markEvery how often.
+	markLead  = 5 * time.Second
+	markEvery = 2 * time.Second
+)
+
+// Config is what Open needs.
+type Config struct {
+	// NodeID is this node's id as rosters name it.
+	NodeID string
+	// Incarnation must be greater at each start. 0: kept in Dir, which then must be set.
+	Incarnation uint64
+	// BucketKey is the same on every node, made once for a cluster and never changed.
+	BucketKey [16]byte
+	// Dir holds the mark and the records of what was spent; it must exist. A directory without them is a first start.
+	// "": nothing is kept; then Incarnation 1 is a first start, and any later one has no share in windows that are open.
+	Dir string
+	// BootID changes when the machine starts; records of another boot prove nothing. "": read from the system.
+	BootID string
+	// Clock gives the time; nil: time.Now. Readings should carry the monotonic clock.
+	Clock func() time.Time
+	// Transport sends to other nodes; nil: there are none.
+	Transport Transport
+	// Isolation is Strict by default.
+	Isolation Isolation
+	// MaxClockSkew bounds how far the nodes' clocks are believed to differ; 0: DefaultMaxClockSkew.
+	MaxClockSkew time.Duration
+	// MaxBuckets bounds the buckets in memory, one policy's to a quarter of it, and the file of records (128 bytes for
+	// each); 0: DefaultMaxBuckets.
+	MaxBuckets int
+	// GossipInterval is how often counters are sent; 0: DefaultGossipInterval.
+	GossipInterval time.Duration
+	// GossipBytes bounds what counters cost to send, in bytes per second to all nodes together; 0: DefaultGossipBytes.
+	GossipBytes int
+	// Logger gets state changes; nil: none.
+	Logger *slog.Logger
+}
+
+// Limiter decides for one node. All methods are safe for concurrent use.
+type Limiter struct {
+	cfg     Config
+	clock   func() time.Time
+	started time.Time
+	ledger  *ledger
+	waiters sync.Pool
+	log     *slog.Logger
+
+	markFile *markFile
+	markLag  atomic.Bool // the mark could not be raised in time
+	kick     chan struct{}
+
+	stop     chan struct{}
+	stopped  sync.Once
+	done     sync.WaitGroup
+	closeErr error
+
+	waits, timeouts atomic.Uint64
+	gossipBytes     atomic.Uint64
+	gossipPackets   atomic.Uint64
+	packetsIn       atomic.Uint64
+}
+
+// Open starts a limiter. It knows no roster until SetState: until then every Take is Undecided. Errors: ErrConfig,
+// ErrInUse, ErrDamaged, and those of the files in Dir, a full disk among them.
+func Open(cfg Config) (*Limiter, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	l := &Limiter{
+		cfg: cfg, clock: cfg.Clock, log: cfg.Logger,
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	l.waiters.New = func() any {
+		return &waitSlot{waiter: waiter{ch: make(chan struct{}, 1)}, timer: stoppedTimer()}
+	}
+	l.started = l.clock()
+	lc := ledgerConfig{
+		self: cfg.NodeID, inc: cfg.Incarnation, available: cfg.Isolation == Available,
+		skewMillis: cfg.MaxClockSkew.Milliseconds(), maxBuckets: cfg.MaxBuckets,
+	}
+	if err := l.load(&lc); err != nil {
+		return nil, err
+	}
+	l.ledger = newLedger(lc)
+	if err := l.raiseMark(); err != nil {
+		return nil, errors.Join(err, l.release())
+	}
+	l.done.Add(2)
+	go l.keepMark()
+	go l.keepGossip()
+	return l, nil
+}
+
+func (c *Config) fill() error {
+	switch {
+	case c.NodeID == "":
+		return fmt.Errorf("%w: no node id", ErrConfig)
+	case c.Dir == "" && c.Incarnation == 0:
+		return fmt.Errorf("%w: neither a directory nor an incarnation", ErrConfig)
+	case c.MaxClockSkew < 0 || c.MaxBuckets < 0 || c.GossipInterval < 0 || c.GossipBytes < 0:
+		return fmt.Errorf("%w: negative setting", ErrConfig)
+	case c.Isolation > Available:
+		return fmt.Errorf("%w: isolation %d", ErrConfig, c.Isolation)
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Transport == nil {
+		c.Transport = nowhere{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.MaxClockSkew == 0 {
+		c.MaxClockSkew = DefaultMaxClockSkew
+	}
+	if c.MaxBuckets == 0 {
+		c.MaxBuckets = DefaultMaxBuckets
+	}
+	if c.GossipInterval == 0 {
+		c.GossipInterval = DefaultGossipInterval
+	}
+	if c.GossipBytes == 0 {
+		c.GossipBytes = DefaultGossipBytes
+	}
+	if c.BootID == "" && c.Dir != "" {
+		c.BootID = bootID()
+	}
+	return nil
+}
+
+type nowhere struct{}
+
+func (nowhere) Send(string, []byte) {}
+
+// bootID names this boot of the machine; where the system does not tell, every start counts as a boot.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) == 0 {
+		return fmt.Sprintf("unknown at %d", time.Now().UnixNano())
+	}
+	return string(b)
+}
+
+// load reads what earlier starts left.
+func (l *Limiter) load(lc *ledgerConfig) error {
+	if l.cfg.Dir == "" {
+		if lc.inc > 1 {
+			// Nothing tells what the earlier incarnations did, nor by which clock.
+			lc.startMark = l.started.Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
+			lc.lostThrough = lc.startMark
+		}
+		return nil
+	}
+	m, fresh, err := openMark(l.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	l.markFile = m
+	if err := l.loadFiles(lc, fresh); err != nil {
+		return errors.Join(err, m.close())
+	}
+	return nil
+}
+
+func (l *Limiter) loadFiles(lc *ledgerConfig, fresh bool) error {
+	m := l.markFile
+	switch {
+	case lc.inc == 0:
+		lc.inc = m.inc + 1
+	case lc.inc <= m.inc:
+		return fmt.Errorf("%w: incarnation %d is not above %d", ErrConfig, lc.inc, m.inc)
+	}
+	lc.startMark = m.mark
+	if fresh && lc.inc > 1 {
+		lc.startMark = l.started.Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
+	}
+	var err error
+	lc.records, lc.restored, lc.lostThrough, err = loadRecords(l.cfg.Dir, l.cfg.MaxBuckets, l.cfg.BootID, lc.startMark)
+	if err != nil {
+		return err
+	}
+	// The incarnation is lasting before anything is done under it.
+	if err := m.write(lc.inc, lc.startMark); err != nil {
+		return errors.Join(err, lc.records.unmap())
+	}
+	if err := syncDir(l.cfg.Dir); err != nil {
+		return errors.Join(fmt.Errorf("sync directory: %w", err), lc.records.unmap())
+	}
+	return nil
+}
+
+// raiseMark makes a mark ahead of the clock lasting, then lets decisions go on up to it.
+func (l *Limiter) raiseMark() error {
+	now := l.clock().UnixMilli()
+	mark := max(l.ledger.markMillis(), now+markLead.Milliseconds())
+	if l.markFile != nil {
+		if err := l.markFile.write(l.ledger.inc, mark); err != nil {
+			return err
+		}
+	}
+	l.ledger.mark.Store(mark)
+	return nil
+}
+
+// keepMark is the goroutine that raises the mark, and forgets what has ended; Close ends it.
+func (l *Limiter) keepMark() {
+	defer l.done.Done()
+	ticker := time.NewTicker(markEvery)
+	defer ticker.Stop()
+	failing := false
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-ticker.C:
+		case <-l.kick: // the clock ran past the mark
+		}
+		err := l.raiseMark()
+		if (err != nil) != failing {
+			failing = err != nil
+			l.markLag.Store(failing)
+			if failing {
+				l.log.Error("mark cannot be raised; decisions stop when the clock reaches it", "error", err)
+			} else {
+				l.log.Info("mark is raised again")
+			}
+		}
+	}
+}
+
+// keepGossip is the goroutine that sends counters and sweeps; Close ends it.
+func (l *Limiter) keepGossip() {
+	defer l.done.Done()
+	ticker := time.NewTicker(l.cfg.GossipInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-l.stop:
+			return
+		case <-ticker.C:
+		}
+		l.gossip()
+		l.sweep()
+	}
+}
+
+func (l *Limiter) gossip() {
+	to := l.ledger.audience()
+	if len(to) == 0 {
+		return
+	}
+	perSecond := int64(l.cfg.GossipBytes / len(to))
+	budget := max(int(perSecond*l.cfg.GossipInterval.Milliseconds()/1000), MaxPacket)
+	l.ledger.news(l.instant(), budget, func(packet []byte) {
+		for _, p := range to {
+			l.gossipBytes.Add(uint64(len(packet)))
+			l.gossipPackets.Add(1)
+			l.cfg.Transport.Send(l.ledger.peers.at(p).id, packet)
+		}
+	})
+}
+
+// sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.
+func (l *Limiter) sweep() {
+	for i := range l.ledger.shards {
+		sh := &l.ledger.shards[i]
+		sh.mu.Lock()
+		l.ledger.sweepShard(sh, 8+len(sh.slab)/1000)
+		l.ledger.sweepCells(sh)
+		sh.mu.Unlock()
+	}
+}
+
+func (l *Limiter) instant() instant {
+	now := l.clock()
+	return instant{ms: now.UnixMilli(), mono: int64(now.Sub(l.started))}
+}
+
+// waitSlot is a waiter with what the shell needs to wait.
+type waitSlot struct {
+	waiter
+	timer *time.Timer
+}
+
+func stoppedTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
+
+// Bucket names the bucket of a subject under a policy. It does not depend on the limit.
+func (l *Limiter) Bucket(policy string, rule Rule, subject []byte) BucketID {
+	return bucketID(&l.cfg.BucketKey, policy, rule, subject)
+}
+
+// Take charges every charge or none and fills verdicts, which must be as long as charges. It waits at most 20 ms, and
+// only where shares that other nodes are believed to hold would let the request pass. It returns the worst outcome:
+// Undecided over Refused over Admitted. It notes in charges what Refund needs.
+func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {
+	if len(charges) == 0 {
+		return Admitted
+	}
+	t := l.instant()
+	if t.ms > l.ledger.markMillis() {
+		l.wakeMark()
+	}
+	slot := l.waiters.Get().(*waitSlot)
+	var out outbox
+	outcome, pending := l.ledger.take(t, charges, verdicts, &slot.waiter, &out)
+	l.flush(&out)
+	if pending {
+		outcome = l.wait(t, charges, verdicts, slot)
+	}
+	l.waiters.Put(slot)
+	return outcome
+}
+
+// wait looks again whenever something came in, and every few milliseconds for what was lost, until the time is up.
+func (l *Limiter) wait(t instant, charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
+	l.waits.Add(1)
+	began := time.Now()
+	outcome, pending := Refused, true
+	for pending {
+		left := maxWait - time.Since(began)
+		if left > 0 {
+			slot.timer.Reset(min(left, time.Duration(askAgainNanos)))
+			select {
+			case <-slot.ch:
+				slot.timer.Stop()
+			case <-slot.timer.C:
+			}
+		}
+		l.ledger.leave(&slot.waiter, charges)
+		select { // it may have been woken while the timer went off
+		case <-slot.ch:
+		default:
+		}
+		now := instant{ms: l.clock().UnixMilli(), mono: t.mono + int64(time.Since(began))}
+		w := &slot.waiter
+		if left <= 0 {
+			w = nil
+			l.timeouts.Add(1)
+		}
+		var out outbox
+		outcome, pending = l.ledger.take(now, charges, verdicts, w, &out)
+		l.flush(&out)
+	}
+	for i := range verdicts {
+		verdicts[i].Waited = true
+	}
+	return outcome
+}
+
+func (l *Limiter) wakeMark() {
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Limiter) flush(out *outbox) {
+	for _, p := range out.to {
+		l.cfg.Transport.Send(l.ledger.peers.at(p.peer).id, out.data[p.start:p.end])
+	}
+}
+
+// Peek is Take's answer for one charge, without the charge and without waiting.
+func (l *Limiter) Peek(charge Charge) Verdict {
+	return l.ledger.peek(l.instant(), charge)
+}
+
+// Refund gives back what Take charged for a request that was then answered with 503. charges must be the very slice, or
+// copies of its elements made after Take; a second Refund of the same elements does nothing.
+func (l *Limiter) Refund(charges []Charge) {
+	l.ledger.refund(charges)
+}
+
+// SetState takes over the replicated state. Call it whenever the log moved it; a state read at an earlier index than
+// one given before changes nothing.
+func (l *Limiter) SetState(s State) { l.ledger.setState(s) }
+
+// Receive takes in a packet that the node named from sent. It does not keep packet and does not block on the network.
+func (l *Limiter) Receive(from string, packet []byte) {
+	l.packetsIn.Add(1)
+	var out outbox
+	l.ledger.receive(l.instant(), from, packet, &out)
+	l.flush(&out)
+}
+
+// Close stops the limiter and releases its files; what it spent stays recorded. Every later Take is Undecided.
+func (l *Limiter) Close() error {
+	l.stopped.Do(func() {
+		close(l.stop)
+		l.done.Wait()
+		l.ledger.close()
+		l.closeErr = l.release()
+	})
+	return l.closeErr
+}
+
+func (l *Limiter) release() error {
+	var errs []error
+	if l.ledger.records != nil {
+		errs = append(errs, l.ledger.records.unmap())
+	}
+	if l.markFile != nil {
+		errs = append(errs, l.markFile.close())
+	}
+	return errors.Join(errs...)
+}

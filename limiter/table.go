@@ -1,0 +1,261 @@
+package limiter
+
+import (
+	"encoding/binary"
+	"sync"
+)
+
+const (
+	shardCount = 64 // a multi-charge decision locks its shards by a 64-bit mask, in rising order
+	slabChunk  = 64
+	// classShare is the part of the cap that the buckets of one policy may fill, so that a flood of addresses leaves
+	// room for keys.
+	classShare = 4
+	// cellsPerShard bounds the overflow cells; cellsPerClass is how many the buckets of one policy, window and algorithm
+	// spread over in a shard.
+	cellsPerShard = 64
+	cellsPerClass = 16
+	// maxWindows bounds the windows kept for one bucket: those in reach of clocks within the skew bound, and more after a
+	// clock stepped.
+	maxWindows = 12
+)
+
+// shard owns the buckets whose names fall to it.
+type shard struct {
+	mu sync.Mutex
+	// maxMillis is the greatest clock reading acted on here: what has ended long before it may be dropped, and counts as
+	// lost ever after.
+	maxMillis int64
+	index     map[BucketID]int32
+	slab      []*bucket
+	free      []int32
+	live      int
+	classes   [256]int32
+	cells     map[BucketID]*bucket
+	sweepAt   int
+	// Buckets with news for the others; those near their limit first.
+	hot, cold []int32
+	stats     shardStats
+	closed    bool // nothing may be decided or recorded any more
+}
+
+type shardStats struct {
+	admitted, refused, undecided uint64
+	waited, asks, asksAnswered   uint64
+	given, received              uint64 // units
+	overflow                     uint64 // decisions in an overflow cell
+	cellsFull                    uint64 // decisions without any place to count
+}
+
+func shardOf(id *BucketID) int { return int(id[15] & (shardCount - 1)) }
+
+// advance notes a clock reading that is about to be acted on.
+func (sh *shard) advance(ms int64) {
+	if ms > sh.maxMillis {
+		sh.maxMillis = ms
+	}
+}
+
+func (sh *shard) get(id *BucketID) *bucket {
+	i, ok := sh.index[*id]
+	if !ok {
+		return nil
+	}
+	return sh.slab[i]
+}
+
+// obtain finds the bucket, makes it, or names the overflow cell that stands for it; nil where even cells are used up.
+// remote says that no decision needs it: such a bucket is not made in the last eighth of the room.
+func (l *ledger) obtain(sh *shard, id *BucketID, rule Rule, remote bool) *bucket {
+	if b := sh.get(id); b != nil {
+		return b
+	}
+	room := l.maxPerShard
+	if remote {
+		room -= room / 8
+	}
+	classRoom := max(room/classShare, 1)
+	class := id.class()
+	if sh.live >= room || int(sh.classes[class]) >= classRoom {
+		l.sweepShard(sh, 16)
+		if sh.live >= room || int(sh.classes[class]) >= classRoom {
+			if remote {
+				return nil
+			}
+			return l.overflowCell(sh, id, rule)
+		}
+	}
+	b := sh.alloc()
+	b.id, b.span, b.alg = *id, span(rule.Window*1000), rule.Algorithm
+	sh.index[*id] = b.index
+	sh.live++
+	sh.classes[class]++
+	l.adopt(sh, b)
+	return b
+}
+
+// adopt charges a new bucket with all that its overflow cell has counted, its own units among them.
+func (l *ledger) adopt(sh *shard, b *bucket) {
+	if len(sh.cells) == 0 {
+		return
+	}
+	id := overflowID(&b.id, b.span, b.alg)
+	c := sh.cells[id]
+	if c == nil {
+		return
+	}
+	for i := range c.wins {
+		w := &c.wins[i]
+		if !w.touched() && !w.lost {
+			continue
+		}
+		// It needs no record before its first own unit: the cell's own brings it back.
+		b.wins = append(b.wins, window{n: w.n, used: w.used, slot: noSlot, lost: w.lost})
+	}
+}
+
+func overflowID(id *BucketID, s span, alg Algorithm) BucketID {
+	var c BucketID
+	c[0] = id.class()
+	c[1] = byte(alg)
+	c[2] = id[14] % cellsPerClass
+	binary.LittleEndian.PutUint64(c[4:], uint64(s))
+	c[15] = id[15] & (shardCount - 1)
+	return c
+}
+
+// overflowCell is where a bucket counts that found no room: shared with others of its policy, which makes its limit
+// come sooner and never later.
+func (l *ledger) overflowCell(sh *shard, id *BucketID, rule Rule) *bucket {
+	cid := overflowID(id, span(rule.Window*1000), rule.Algorithm)
+	if c := sh.cells[cid]; c != nil {
+		sh.stats.overflow++
+		return c
+	}
+	if len(sh.cells) >= cellsPerShard {
+		sh.stats.cellsFull++
+		return nil
+	}
+	sh.stats.overflow++
+	return sh.addCell(cid, span(rule.Window*1000), rule.Algorithm)
+}
+
+func (sh *shard) addCell(cid BucketID, s span, alg Algorithm) *bucket {
+	c := &bucket{id: cid, span: s, alg: alg, cell: true, live: true}
+	c.wins = c.first[:0]
+	if sh.cells == nil {
+		sh.cells = make(map[BucketID]*bucket)
+	}
+	sh.cells[cid] = c
+	return c
+}
+
+func (sh *shard) alloc() *bucket {
+	if len(sh.free) == 0 {
+		chunk := make([]bucket, slabChunk)
+		for i := range chunk {
+			b := &chunk[i]
+			b.index = int32(len(sh.slab))
+			b.wins = b.first[:0]
+			sh.slab = append(sh.slab, b)
+		}
+		for i := slabChunk - 1; i >= 0; i-- {
+			sh.free = append(sh.free, chunk[i].index)
+		}
+	}
+	i := sh.free[len(sh.free)-1]
+	sh.free = sh.free[:len(sh.free)-1]
+	b := sh.slab[i]
+	b.live = true
+	return b
+}
+
+// window finds or makes the counters of window n; nil where the window is gone, or the bucket has too many open, which
+// takes a clock that jumps about.
+func (l *ledger) window(sh *shard, b *bucket, n int64) *window {
+	if w := b.find(n); w != nil {
+		return w
+	}
+	l.dropWindows(sh, b)
+	if len(b.wins) >= maxWindows || l.gone(sh, b, n) {
+		return nil
+	}
+	lost := l.lostWindow(sh, b, n)
+	b.wins = append(b.wins, window{n: n, slot: noSlot, lost: lost})
+	return &b.wins[len(b.wins)-1]
+}
+
+// dropWindows forgets windows that no clock within the skew bound can reach any more. What is forgotten counts as
+// lost from then on (lostWindow), so a clock that steps back further gains nothing.
+func (l *ledger) dropWindows(sh *shard, b *bucket) {
+	keep := b.wins[:0]
+	for i := range b.wins {
+		w := b.wins[i]
+		if l.gone(sh, b, w.n) {
+			if w.slot != noSlot {
+				l.records.release(w.slot)
+			}
+			continue
+		}
+		keep = append(keep, w)
+	}
+	clear(b.wins[len(keep):])
+	b.wins = keep
+}
+
+// sweepShard looks at up to n buckets and frees those with nothing left to remember.
+func (l *ledger) sweepShard(sh *shard, n int) {
+	if sh.closed {
+		return
+	}
+	for ; n > 0 && len(sh.slab) > 0; n-- {
+		if sh.sweepAt >= len(sh.slab) {
+			sh.sweepAt = 0
+		}
+		b := sh.slab[sh.sweepAt]
+		sh.sweepAt++
+		if !b.live {
+			continue
+		}
+		l.dropWindows(sh, b)
+		if l.idle(sh, b) {
+			sh.release(b)
+		}
+	}
+}
+
+// sweepCells frees overflow cells whose windows are gone. They are few.
+func (l *ledger) sweepCells(sh *shard) {
+	if sh.closed {
+		return
+	}
+	for id, c := range sh.cells { // the order decides nothing
+		l.dropWindows(sh, c)
+		if len(c.wins) == 0 {
+			delete(sh.cells, id)
+		}
+	}
+}
+
+func (l *ledger) idle(sh *shard, b *bucket) bool {
+	if len(b.wins) > 0 || b.ask.waiters != nil || b.dirty {
+		return false
+	}
+	for i := range b.know {
+		if b.span.end(b.know[i].n)+int64(b.span) > sh.maxMillis {
+			return false
+		}
+	}
+	return true
+}
+
+func (sh *shard) release(b *bucket) {
+	delete(sh.index, b.id)
+	sh.live--
+	sh.classes[b.id.class()]--
+	i := b.index
+	know := b.know[:0]
+	*b = bucket{index: i, know: know}
+	b.wins = b.first[:0]
+	sh.free = append(sh.free, i)
+}
