@@ -28,6 +28,7 @@ type Server struct {
 
 	tokens      *tokens
 	passwords   *passwords
+	accounts    *accounts
 	policies    policies
 	credentials *credentialCache
 	router      *node

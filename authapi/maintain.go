@@ -1,0 +1,190 @@
+package authapi
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync"
+	"time"
+
+	"sluice/raftfsm/state"
+)
+
+const (
+	// keyLead is how long a new signing key is published before it signs: longer than any node may be behind and than
+	// clients keep the JWKS.
+	keyLead = 90 * time.Second
+	// keyMargin is how much longer than its last token an old key verifies: clocks of nodes differ.
+	keyMargin = time.Minute
+	// maxVerifyingKeys bounds the keys that verify at once; a rotation that would exceed it waits.
+	maxVerifyingKeys = 4
+
+	pruneEvery = time.Minute
+	pruneMax   = 1000
+
+	// idempotencyLife is how long an answer is kept for repetitions (the contract: 24 h).
+	idempotencyLife = 24 * time.Hour
+	// requestLife is how long a change's request id is known: much longer than any proposal is retried.
+	requestLife = time.Hour
+	// sessionKeep is how long an ended session stays on record: longer than its last access token may live.
+	sessionKeep = 2 * maxTokenLife
+
+	bucketKeyLen = 16
+	// checkText is what ClusterSecrets.SealedCheck says to a node that holds the cluster's key for secrets at rest.
+	checkPurpose = "secrets-check"
+	checkText    = "sluice secrets check v1"
+)
+
+// upkeep is what the leader's maintenance remembers between rounds.
+type upkeep struct {
+	mu    sync.Mutex // one round at a time
+	prune time.Time  // when the next one is due
+}
+
+// Maintain does the leader's work on accounts: it makes the cluster's secrets and first signing key, replaces the
+// signing key when its time has come, and prunes what is over. The leader calls it about once a second; a round in which
+// nothing is due reads a few records and proposes nothing. Another leader that does the same at the same time does no
+// harm. Errors are the cluster's and the store's: the next round tries again.
+func (s *Server) Maintain(ctx context.Context) error {
+	u := &s.accounts.upkeep
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	secrets, err := s.state.ClusterSecrets()
+	if err != nil {
+		return fmt.Errorf("read cluster secrets: %w", err)
+	}
+	if secrets == nil {
+		if err := s.initCluster(ctx); err != nil {
+			return fmt.Errorf("make cluster secrets: %w", err)
+		}
+	}
+	if err := s.rotateSigningKey(ctx, false); err != nil {
+		return fmt.Errorf("rotate signing key: %w", err)
+	}
+	if now := s.clock(); !now.Before(u.prune) {
+		more, err := s.pruneState(ctx, now)
+		if err != nil {
+			return fmt.Errorf("prune: %w", err)
+		}
+		if !more {
+			u.prune = now.Add(pruneEvery)
+		}
+	}
+	return nil
+}
+
+// RotateSigningKey replaces the signing key now, whatever the schedule says. The new one signs after keyLead; tokens of
+// the old one verify until they end. The error says where too many keys verify already.
+func (s *Server) RotateSigningKey(ctx context.Context) error {
+	s.accounts.upkeep.mu.Lock()
+	defer s.accounts.upkeep.mu.Unlock()
+	if err := s.rotateSigningKey(ctx, true); err != nil {
+		return fmt.Errorf("rotate signing key: %w", err)
+	}
+	return nil
+}
+
+// CheckSecrets says whether this node's key for secrets at rest is the cluster's; nil also where the cluster has no
+// secrets yet.
+func (s *Server) CheckSecrets() error {
+	secrets, err := s.state.ClusterSecrets()
+	if err != nil {
+		return fmt.Errorf("read cluster secrets: %w", err)
+	}
+	if secrets == nil {
+		return nil
+	}
+	if text, err := s.sealer.Open(checkPurpose, secrets.SealedCheck); err != nil || string(text) != checkText {
+		return ErrSecretsKey
+	}
+	return nil
+}
+
+func (s *Server) initCluster(ctx context.Context) error {
+	now := s.clock()
+	root := make([]byte, refreshKeyLen)
+	rand.Read(root)
+	secrets := state.ClusterSecrets{ClusterID: newID("clu", now), BucketKey: make([]byte, bucketKeyLen)}
+	if s.cfg.ClusterID != "" {
+		secrets.ClusterID = s.cfg.ClusterID
+	}
+	rand.Read(secrets.BucketKey)
+	var err error
+	if secrets.SealedRefreshKey, err = s.sealer.Seal(refreshKeyPurpose, root); err != nil {
+		return fmt.Errorf("seal refresh key: %w", err)
+	}
+	if secrets.SealedCheck, err = s.sealer.Seal(checkPurpose, []byte(checkText)); err != nil {
+		return fmt.Errorf("seal check: %w", err)
+	}
+	key, err := generateSigningKey(s.sealer, s.cfg.Auth.SigningAlgorithm, now, now)
+	if err != nil {
+		return err
+	}
+	_, err = s.propose(ctx, state.InitCluster{Secrets: secrets, SigningKey: key})
+	if refusedWith(err, state.CodeConflict) {
+		return nil // another leader was first
+	}
+	return err
+}
+
+// rotateSigningKey adds a key where the newest is too old, of another algorithm than configured, or must is set.
+func (s *Server) rotateSigningKey(ctx context.Context, must bool) error {
+	ring, err := s.tokens.current()
+	if err != nil {
+		return err
+	}
+	if len(ring.keys) == 0 {
+		return nil
+	}
+	now := s.clock()
+	newest := ring.keys[len(ring.keys)-1].record
+	auth := s.cfg.Auth
+	old := auth.SigningRotation > 0 && now.UnixMilli()-newest.SignsFrom >= auth.SigningRotation.Milliseconds()
+	if !must && !old && newest.Algorithm == auth.SigningAlgorithm {
+		return nil
+	}
+	verifying := 0
+	for _, k := range ring.keys {
+		if k.verifiesAt(now.UnixMilli()) {
+			verifying++
+		}
+	}
+	switch {
+	case newest.SignsFrom > now.UnixMilli(), verifying >= maxVerifyingKeys:
+		if must {
+			return ErrSigningKeys
+		}
+		return nil
+	}
+	signsFrom := now.Add(keyLead)
+	key, err := generateSigningKey(s.sealer, auth.SigningAlgorithm, now, signsFrom)
+	if err != nil {
+		return err
+	}
+	_, err = s.propose(ctx, state.PutSigningKey{
+		Key: key, PreviousID: newest.ID, PreviousVerifiesTo: signsFrom.Add(auth.TokenTTL + keyMargin).UnixMilli(),
+		Audit: []state.AuditEvent{{
+			ID: newID(idEvent, now), Event: "signing_key.rotated", ActorType: kindSystem, SubjectType: kindSigningKey, SubjectID: key.ID,
+			Result: resultSuccess, At: now.UnixMilli(), Detail: []state.Pair{{Name: "algorithm", Value: key.Algorithm}},
+		}},
+	})
+	if refusedWith(err, state.CodeConflict) {
+		return nil // another leader was first
+	}
+	return err
+}
+
+// pruneState removes what is over; more says that there is more of it.
+func (s *Server) pruneState(ctx context.Context, now time.Time) (more bool, err error) {
+	cmd := state.Prune{
+		IdempotencyBefore: now.Add(-idempotencyLife).UnixMilli(),
+		SessionsBefore:    now.Add(-sessionKeep).UnixMilli(),
+		RequestsBefore:    now.Add(-requestLife).UnixMilli(),
+		Max:               pruneMax,
+	}
+	if keep := s.cfg.Auth.AuditRetention; keep > 0 {
+		cmd.AuditBefore = now.Add(-keep).UnixMilli()
+	}
+	res, err := s.propose(ctx, cmd)
+	return res.Count >= pruneMax, err
+}

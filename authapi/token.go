@@ -1,0 +1,195 @@
+package authapi
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+const (
+	// maxTokenLen bounds a token before anything in it is looked at, in bytes.
+	maxTokenLen = 2048
+	// maxTokenLife is the longest exp-iat that verifies, whatever a key has signed. It is not the configured lifetime,
+	// so that a change of that one, node by node, ends no token.
+	maxTokenLife = 24 * time.Hour
+	// maxIssuedAhead is how far in the future iat may be: clocks of nodes differ. exp has no leeway.
+	maxIssuedAhead = 30 * time.Second
+	// defaultIssuer is iss and aud where no public URL is configured.
+	defaultIssuer = "sluice"
+)
+
+// claims is what a verified access token says.
+type claims struct {
+	UserID         string
+	SessionID      string
+	OrganizationID string // the user's personal organization
+	TokenID        string
+	ExpiresAt      int64 // Unix milliseconds
+}
+
+var (
+	// errTokenInvalid: malformed, forged, or not one of ours.
+	errTokenInvalid = errors.New("invalid token")
+	// errTokenExpired: genuine, and over.
+	errTokenExpired = errors.New("expired token")
+	// errUnknownKey: the token names a signing key that this node does not know (yet).
+	errUnknownKey = errors.New("unknown signing key")
+)
+
+// accessClaims are an access token's claims on the wire.
+type accessClaims struct {
+	jwt.RegisteredClaims
+	SessionID      string `json:"sid"`
+	OrganizationID string `json:"org,omitempty"`
+}
+
+// tokens makes and verifies access tokens. Safe for concurrent use.
+type tokens struct {
+	ringHolder
+	issuer string
+	ttl    time.Duration
+}
+
+func newTokens(s *Server) *tokens {
+	issuer := strings.TrimSuffix(s.cfg.PublicURL, "/")
+	if issuer == "" {
+		issuer = defaultIssuer
+	}
+	return &tokens{ringHolder: ringHolder{srv: s}, issuer: issuer, ttl: max(min(s.cfg.Auth.TokenTTL, maxTokenLife), time.Second)}
+}
+
+// issue makes an access token. expiresAt is in Unix milliseconds, of whole seconds. ErrUnavailable where the cluster has
+// no signing key yet.
+func (t *tokens) issue(userID, sessionID, organizationID string, now time.Time) (token string, expiresAt int64, err error) {
+	ring, err := t.current()
+	if err != nil {
+		return "", 0, err
+	}
+	key := ring.signer(now.UnixMilli())
+	if key == nil {
+		return "", 0, ErrUnavailable
+	}
+	issued := now.Truncate(time.Second)
+	expires := issued.Add(t.ttl).Truncate(time.Second)
+	tok := jwt.NewWithClaims(key.method, accessClaims{
+		RegisteredClaims: jwt.RegisteredClaims{
+			Issuer:    t.issuer,
+			Subject:   userID,
+			Audience:  jwt.ClaimStrings{t.issuer},
+			ExpiresAt: jwt.NewNumericDate(expires),
+			IssuedAt:  jwt.NewNumericDate(issued),
+			ID:        newID(idToken, now),
+		},
+		SessionID:      sessionID,
+		OrganizationID: organizationID,
+	})
+	tok.Header["kid"] = key.record.ID
+	tok.Header["typ"] = tokenType
+	token, err = tok.SignedString(key.sign)
+	if err != nil {
+		return "", 0, fmt.Errorf("sign token: %w", err)
+	}
+	return token, expires.UnixMilli(), nil
+}
+
+// verify checks a token completely: form, key, signature, and every claim. It does not look at the session. Errors:
+// errTokenInvalid, errTokenExpired, errUnknownKey, or the store's.
+func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
+	if len(raw) > maxTokenLen || !tokenForm(raw) {
+		return claims{}, errTokenInvalid
+	}
+	token := string(raw)
+	header, _, _ := strings.Cut(token, ".")
+	ring, err := t.current()
+	if err != nil {
+		return claims{}, err
+	}
+	key := ring.byHeader[header]
+	if key == nil {
+		if couldBeOurs(header) {
+			return claims{}, errUnknownKey
+		}
+		return claims{}, errTokenInvalid
+	}
+	if !key.verifiesAt(now.UnixMilli()) {
+		return claims{}, errTokenInvalid
+	}
+	var ac accessClaims
+	_, err = jwt.NewParser(
+		jwt.WithValidMethods([]string{key.record.Algorithm}),
+		jwt.WithStrictDecoding(),
+		jwt.WithExpirationRequired(),
+		jwt.WithIssuer(t.issuer),
+		jwt.WithAudience(t.issuer),
+		jwt.WithTimeFunc(func() time.Time { return now }),
+	).ParseWithClaims(token, &ac, func(*jwt.Token) (any, error) { return key.verify, nil })
+	if err != nil {
+		// The library checks claims after the signature only.
+		if errors.Is(err, jwt.ErrTokenExpired) && !errors.Is(err, jwt.ErrTokenInvalidIssuer) && !errors.Is(err, jwt.ErrTokenInvalidAudience) {
+			return claims{}, errTokenExpired
+		}
+		return claims{}, errTokenInvalid
+	}
+	switch {
+	case ac.IssuedAt == nil,
+		ac.IssuedAt.After(now.Add(maxIssuedAhead)),
+		ac.ExpiresAt.Sub(ac.IssuedAt.Time) > maxTokenLife,
+		!ac.ExpiresAt.After(ac.IssuedAt.Time),
+		len(ac.Audience) != 1,
+		!strings.HasPrefix(ac.Subject, idUser+"_"),
+		!strings.HasPrefix(ac.SessionID, idSession+"_"),
+		ac.ID == "":
+		return claims{}, errTokenInvalid
+	}
+	return claims{
+		UserID: ac.Subject, SessionID: ac.SessionID, OrganizationID: ac.OrganizationID, TokenID: ac.ID,
+		ExpiresAt: ac.ExpiresAt.UnixMilli(),
+	}, nil
+}
+
+// tokenForm says whether b is three parts of unpadded base64url. Go's decoder alone would skip line breaks.
+func tokenForm(b []byte) bool {
+	dots, part := 0, 0
+	for _, c := range b {
+		switch {
+		case c == '.':
+			if part == 0 {
+				return false
+			}
+			dots++
+			part = 0
+		case isBase62(c) || c == '-' || c == '_':
+			part++
+		default:
+			return false
+		}
+	}
+	return dots == 2 && part > 0
+}
+
+// couldBeOurs says whether a header that no known key has is the header of a key that this node may yet learn of.
+func couldBeOurs(header string) bool {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(header)
+	if err != nil {
+		return false
+	}
+	var h struct {
+		Algorithm string `json:"alg"`
+		KeyID     string `json:"kid"`
+	}
+	if json.Unmarshal(b, &h) != nil || len(h.KeyID) != keyIDLen || !slices.Contains([]string{algHS256, algEdDSA, algES256}, h.Algorithm) {
+		return false
+	}
+	for _, c := range []byte(h.KeyID) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return header == tokenHeader(h.Algorithm, h.KeyID)
+}
