@@ -31,6 +31,8 @@ type Config struct {
 	Plans   map[string]RuleConfig `toml:"plans"`
 	Scopes  ScopesConfig          `toml:"scopes"`
 	Routes  []RouteConfig         `toml:"routes"`
+
+	origins *origins // nil where the Config was not loaded
 }
 
 // Duration is a time.Duration written as "1s" or "15m".

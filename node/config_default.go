@@ -1,0 +1,82 @@
+package node
+
+import "time"
+
+// DefaultConfig is the configuration of an empty file. It is not complete: a node also needs its two secrets and either
+// InitialMembers or Join.
+func DefaultConfig() Config {
+	perMinute := func(limit int64) RuleConfig {
+		return RuleConfig{Limit: limit, Window: Duration(time.Minute), Algorithm: "sliding_window"}
+	}
+	return Config{
+		Cluster:        "sluice",
+		DataDir:        "/var/lib/sluice",
+		TrustedProxies: []string{},
+		RoutesDefault:  "deny",
+		InitialMembers: []string{},
+		Join:           []string{},
+		HTTP: HTTPConfig{
+			Listen:       ":8080",
+			ReadTimeout:  Duration(5 * time.Second),
+			WriteTimeout: Duration(10 * time.Second),
+			IdleTimeout:  Duration(time.Minute),
+			MaxConns:     16384,
+			// Most of a node's clients come through a few load balancers, which trusted_proxies exempts; what is left are
+			// people and services that connect by themselves.
+			MaxConnsPerIP: 1024,
+			DrainDelay:    Duration(2 * time.Second),
+			DrainTimeout:  Duration(15 * time.Second),
+		},
+		Peer:   PeerConfig{Listen: ":7100"},
+		Gossip: GossipConfig{Listen: ":7101"},
+		Admin:  AdminConfig{Listen: "127.0.0.1:7102"},
+		Log:    LogConfig{Level: "info", Format: "json"},
+		Raft: RaftConfig{
+			HeartbeatTimeout:  Duration(time.Second),
+			ElectionTimeout:   Duration(time.Second),
+			SnapshotThreshold: 8192,
+			SnapshotInterval:  Duration(2 * time.Minute),
+			TrailingLogs:      16384,
+		},
+		Limits: LimitsConfig{
+			Anonymous:    perMinute(10),
+			APIKey:       perMinute(100),
+			User:         perMinute(100),
+			Documents:    perMinute(600),
+			OnIsolation:  "strict",
+			MaxClockSkew: Duration(time.Second),
+			Lease:        Duration(10 * time.Second),
+			DeadAfter:    Duration(15 * time.Second),
+			MaxBuckets:   1 << 18,
+		},
+		Auth: AuthConfig{
+			TokenTTL:          Duration(time.Hour),
+			RefreshTTL:        Duration(720 * time.Hour),
+			RefreshReuseGrace: Duration(10 * time.Second),
+			MaxStaleness:      Duration(5 * time.Second),
+			OnStale:           "refuse",
+			SigningAlgorithm:  "HS256",
+			SigningRotation:   Duration(720 * time.Hour),
+			MaxSessions:       20,
+			AuditRetention:    Duration(2160 * time.Hour),
+			Argon2:            Argon2Config{MemoryKiB: 19456, Iterations: 2, Parallelism: 1},
+		},
+		OAuth: OAuthConfig{
+			RedirectURIs: []string{},
+			Google:       ProviderConfig{Scopes: []string{}},
+			GitHub:       ProviderConfig{Scopes: []string{}},
+		},
+		Plans: map[string]RuleConfig{},
+		Scopes: ScopesConfig{
+			Resources: []string{"triggers", "events", "organizations", "api-keys", "audit-logs", "limits", "tokens"},
+		},
+		Routes: []RouteConfig{},
+	}
+}
+
+// Defaults of the entries of lists, which DefaultConfig cannot show.
+const (
+	defaultRouteTimeout      = Duration(30 * time.Second)
+	defaultRouteMaxBodyBytes = 1 << 20
+	defaultRuleCost          = 1
+)

@@ -1,0 +1,23 @@
+package node
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Show writes the configuration as TOML, secrets masked. What it writes can be read again but for the secrets that were
+// set as values.
+func (c Config) Show(w io.Writer) error {
+	// go-toml writes a text type as its bytes, whatever its MarshalText says.
+	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.OAuth.Google.ClientSecret, &c.OAuth.GitHub.ClientSecret} {
+		*secret = Secret(secret.String())
+	}
+	encoder := toml.NewEncoder(w)
+	encoder.SetIndentTables(false)
+	if err := encoder.Encode(c); err != nil {
+		return fmt.Errorf("encode configuration: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,477 @@
+package node
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+const examplePath = "../cluster.example.toml"
+
+// exampleText returns the example's text, its commented settings uncommented where all is set.
+func exampleText(t *testing.T, all bool) string {
+	t.Helper()
+	data, err := os.ReadFile(examplePath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !all {
+		return string(data)
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "# "); ok {
+			first, _, _ := strings.Cut(rest, " ")
+			if strings.HasPrefix(rest, "[[") || strings.HasPrefix(rest, "[plans.") || rest[0] >= 'a' && rest[0] <= 'z' && strings.Contains(rest, " = ") && !strings.Contains(first, ".") {
+				line = rest
+			}
+		}
+		out.WriteString(line)
+	}
+	return out.String()
+}
+
+func TestExample_IsTheDefault(t *testing.T) {
+	t.Parallel()
+	got, mistakes, err := readConfig(examplePath, nil)
+	if err != nil || len(mistakes) > 0 {
+		t.Fatalf("read the example: %v, %v", err, mistakes)
+	}
+	got.origins = nil
+	want := DefaultConfig()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the example and DefaultConfig differ:\n%+v\n%+v", got, want)
+	}
+}
+
+func TestExample_DecodesStrictlyWithEverySetting(t *testing.T) {
+	t.Parallel()
+	text := exampleText(t, true)
+	var strict Config
+	// The library's own strictness, beside ours: go-toml knows nothing of Duration but its UnmarshalText.
+	if err := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields().Decode(&strict); err != nil {
+		var missing *toml.StrictMissingError
+		if errors.As(err, &missing) {
+			t.Fatal(missing.String())
+		}
+		t.Fatal(err)
+	}
+	path := write(t, text)
+	cfg, mistakes, err := readConfig(path, nil)
+	if err != nil || len(mistakes) > 0 {
+		t.Fatalf("read: %v, %v", err, mistakes)
+	}
+	var missing []string
+	var walk func(typ reflect.Type, key string)
+	walk = func(typ reflect.Type, key string) {
+		switch typ.Kind() {
+		case reflect.Struct:
+			for i := range typ.NumField() {
+				if tag, ok := typ.Field(i).Tag.Lookup("toml"); ok {
+					walk(typ.Field(i).Type, join(key, tag))
+				}
+			}
+		case reflect.Map:
+			walk(typ.Elem(), key+".pro")
+		case reflect.Slice:
+			if typ.Elem().Kind() == reflect.Struct {
+				walk(typ.Elem(), key+"[0]")
+				return
+			}
+			fallthrough
+		default:
+			if !cfg.origins.named(key) {
+				missing = append(missing, key)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), "")
+	if len(missing) > 0 {
+		t.Errorf("settings without a line in cluster.example.toml: %s", strings.Join(missing, ", "))
+	}
+	cfg.Secrets = SecretsConfig{Cluster: Secret(NewSecret()), Key: Secret(NewSecret())}
+	cfg.InitialMembers, cfg.Peer.Advertise = []string{"10.0.0.1:7100"}, "10.0.0.1:7100"
+	if err := cfg.resolve(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Errorf("the example with all its settings is not valid: %v", err)
+	}
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "node.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// minimal is the least that is valid, the secrets aside.
+const minimal = `initial_members = ["127.0.0.1:7100"]
+peer.listen = "127.0.0.1:7100"
+`
+
+func secretVariables() []string {
+	return []string{"SLUICE_SECRETS__CLUSTER=" + NewSecret(), "SLUICE_SECRETS__KEY=" + NewSecret(), "PATH=/bin"}
+}
+
+func TestLoadConfig_Minimal(t *testing.T) {
+	t.Parallel()
+	cfg, err := LoadConfig(write(t, minimal), secretVariables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Gossip.Advertise != "127.0.0.1:7101" || cfg.Peer.Advertise != "127.0.0.1:7100" || cfg.Name == "" {
+		t.Errorf("derived values: %+v %+v %q", cfg.Gossip, cfg.Peer, cfg.Name)
+	}
+	if cfg.Limits.Anonymous.Limit != 10 || cfg.Auth.TokenTTL.D() != time.Hour {
+		t.Errorf("defaults are gone: %+v", cfg.Limits)
+	}
+}
+
+func TestLoadConfig_PathsAreRelativeToTheFile(t *testing.T) {
+	t.Parallel()
+	path := write(t, minimal+"data_dir = \"data\"\nsecrets.cluster_file = \"c\"\nsecrets.key_file = \"k\"\n")
+	dir := filepath.Dir(path)
+	for _, name := range []string{"c", "k"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(NewSecret()+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, err := LoadConfig(path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.DataDir != filepath.Join(dir, "data") || cfg.Secrets.ClusterFile != filepath.Join(dir, "c") {
+		t.Errorf("paths: %q %q, want them in %q", cfg.DataDir, cfg.Secrets.ClusterFile, dir)
+	}
+	// A secret by environment takes the place of the file.
+	cfg, err = LoadConfig(path, []string{"SLUICE_SECRETS__KEY=" + NewSecret()})
+	if err != nil || cfg.Secrets.KeyFile != "" {
+		t.Errorf("secret by environment: %v, key_file %q", err, cfg.Secrets.KeyFile)
+	}
+}
+
+// TestLoadConfig_Mistakes pins what each mistake is called and where it is said to be. Lines count from the end of
+// minimal.
+func TestLoadConfig_Mistakes(t *testing.T) {
+	t.Parallel()
+	offset := strings.Count(minimal, "\n")
+	route := "[[routes]]\npath = \"/a\"\n"
+	for _, test := range []struct {
+		name, text string
+		line       int
+		want       string
+	}{
+		{"syntax", "name = ", 1, ""},
+		{"repeated key", "name = \"a\"\nname = \"b\"\n", 2, "name"},
+		{"unknown key", "nam = \"x\"\n", 1, "nam: unknown key: did you mean name?"},
+		{"unknown table", "\n[limit.anonymous]\nlimit = 1\n", 2, "limit: unknown key: did you mean limits?"},
+		{"unknown nested key", "[limits.anonymous]\nlimits = 1\n", 2, "limits.anonymous.limits: unknown key: did you mean limit?"},
+		{"unknown key of a route", route + "upstreem = \"http://a\"\n", 3, "routes[0].upstreem: unknown key: did you mean upstream?"},
+		{"text for a number", "[limits.anonymous]\nlimit = \"10\"\n", 2, "limits.anonymous.limit: want a whole number, not \"10\""},
+		{"fraction for a number", "[limits.anonymous]\nlimit = 1.5\n", 2, "want a whole number, not 1.5"},
+		{"number for a text", "name = 7\n", 1, "name: want a text in quotes, not 7"},
+		{"number for a duration", "[auth]\ntoken_ttl = 3600\n", 2, "auth.token_ttl: want a duration in quotes"},
+		{"duration without a unit", "[auth]\ntoken_ttl = \"3600\"\n", 2, "auth.token_ttl: want a duration with its unit"},
+		{"text for a list", "trusted_proxies = \"::1\"\n", 1, "trusted_proxies: want a list in brackets, not \"::1\""},
+		{"number in a list", "trusted_proxies = [\"::1\",\n 5]\n", 2, "trusted_proxies[1]: want a text in quotes, not 5"},
+		{"text for a table", "raft = \"fast\"\n", 1, "raft: want a table, not \"fast\""},
+		{"text for a truth value", route + "strip_prefix = \"yes\"\n", 3, "want true or false"},
+		{"negative number", "[raft]\nsnapshot_threshold = -1\n", 2, "raft.snapshot_threshold: want a number of at least 0"},
+		{"form and join", "join = [\"127.0.0.1:9\"]\n", 1, "join: is set together with initial_members"},
+		{"no port", "[http]\nlisten = \"127.0.0.1\"\n", 2, "http.listen: want host:port"},
+		{"port out of range", "[http]\nlisten = \"127.0.0.1:70000\"\n", 2, "http.listen: want a port of"},
+		{"collision of wildcards", "[gossip]\nlisten = \":8080\"\nadvertise = \"10.0.0.1:8080\"\n", 2, "gossip.listen: :8080 collides with http.listen"},
+		{"trusts everybody", "trusted_proxies = [\"10.0.0.1\", \"0.0.0.0/0\"]\n", 1, "trusted_proxies[1]: 0.0.0.0/0 trusts everybody"},
+		{"proxy by name", "trusted_proxies = [\"lb.local\"]\n", 1, "trusted_proxies[0]: want an address or a prefix"},
+		{"routes_default", "routes_default = \"denied\"\n", 1, "routes_default: want \"deny\" or \"allow\", not \"denied\": did you mean deny?"},
+		{"window in parts of a second", "[limits.user]\nwindow = \"1500ms\"\n", 2, "limits.user.window: want whole seconds"},
+		{"window of nothing", "[limits.user]\nwindow = \"0s\"\n", 2, "limits.user.window: want 1s to 744h"},
+		{"window too long", "[limits.user]\nwindow = \"745h\"\n", 2, "limits.user.window: want 1s to 744h"},
+		{"negative limit", "[limits.user]\nlimit = -1\n", 2, "limits.user.limit: want 0 to"},
+		{"algorithm", "[limits.user]\nalgorithm = \"sliding\"\n", 2, "limits.user.algorithm: want \"sliding_window\" or \"fixed_window\""},
+		{"plan", "[plans.pro]\nlimit = -5\n", 2, "plans.pro.limit: want 0 to"},
+		{"plan's name", "[plans.\"Big One\"]\nlimit = 5\n", 1, "plans.Big One: want a name"},
+		{"isolation", "[limits]\non_isolation = \"lax\"\n", 2, "limits.on_isolation: want"},
+		{"lease and skew", "[limits]\nmax_clock_skew = \"20s\"\nlease = \"30s\"\n", 3, "limits.lease: 30s is less than twice limits.max_clock_skew"},
+		{"lease and failover", "[raft]\nheartbeat_timeout = \"10s\"\nelection_timeout = \"10s\"\n", 0, "limits.lease: 10s is shorter than a failover"},
+		{"dead_after", "[limits]\ndead_after = \"1s\"\n", 2, "limits.dead_after: want 2s to 1h"},
+		{"token_ttl", "[auth]\ntoken_ttl = \"-1s\"\n", 2, "auth.token_ttl: want 1s to"},
+		{"refresh before token", "[auth]\ntoken_ttl = \"2h\"\nrefresh_ttl = \"1h\"\n", 3, "auth.refresh_ttl: 1h is not longer than auth.token_ttl"},
+		{"grace", "[auth]\ntoken_ttl = \"1s\"\nrefresh_ttl = \"5s\"\n", 1, "auth.refresh_reuse_grace: 10s is negative or not shorter than auth.refresh_ttl"},
+		{"negative grace", "[auth]\nrefresh_reuse_grace = \"-1s\"\n", 2, "auth.refresh_reuse_grace: -1s is negative"},
+		{"staleness", "[auth]\nmax_staleness = \"1s\"\n", 2, "auth.max_staleness: 1s is shorter than a failover"},
+		{"argon2", "[auth.argon2]\nmemory_kib = 8192\n", 2, "auth.argon2.memory_kib: want 19456 to"},
+		{"rotation", "[auth]\nsigning_rotation = \"1m\"\n", 2, "auth.signing_rotation: 1m is shorter than auth.token_ttl"},
+		{"election", "[raft]\nelection_timeout = \"500ms\"\n", 2, "raft.election_timeout: 500ms is shorter than raft.heartbeat_timeout"},
+		{"trailing logs", "[raft]\ntrailing_logs = 100\n", 2, "raft.trailing_logs: 100 is less than twice"},
+		{"client without secret", "[oauth.google]\nclient_id = \"me\"\n", 1, "oauth.google.client_secret: is missing, and oauth.google.client_id"},
+		{"secret without client", "[oauth.github]\nclient_secret = \"me\"\n", 1, "oauth.github.client_id: is missing"},
+		{"provider without TLS", "[oauth.github]\ntoken_url = \"http://example.com/\"\n", 2, "oauth.github.token_url: want https"},
+		{"public_url", "public_url = \"api.example.com\"\n", 1, "public_url: want an http or https URL"},
+		{"resource", "[scopes]\nresources = [\"a:b\"]\n", 2, "scopes.resources[0]: want lower-case"},
+		{"route without rules", route, 1, "routes[0].rules: is empty"},
+		{"route twice", route + "rules = [{ methods = [\"*\"] }]\n" + route + "rules = [{ methods = [\"*\"] }]\n", 5, "routes[1].path: /a is the path of routes[0].path"},
+		{"route's path", "[[routes]]\npath = \"a/\"\nrules = [{ methods = [\"*\"] }]\n", 2, "routes[0].path: want a plain path"},
+		{"route over the API", "[[routes]]\npath = \"/api/v1/auth/verify\"\nupstream = \"http://a\"\nrules = [{ methods = [\"*\"] }]\n", 2, "belongs to the API itself"},
+		{"upstream", route + "upstream = \"ftp://a\"\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstream: want an http or https URL"},
+		{"overlap", route + "[[routes.rules]]\nmethods = [\"GET\"]\n[[routes.rules]]\nmethods = [\"POST\", \"GET\"]\n", 6, "routes[0].rules[1].methods[1]: GET is in routes[0].rules[0].methods"},
+		{"after all", route + "[[routes.rules]]\nmethods = [\"*\"]\n[[routes.rules]]\nmethods = [\"POST\"]\n", 6, "routes[0].rules[1].methods: is never reached"},
+		{"scope", route + "rules = [{ methods = [\"*\"], scopes = [\"trigger:read\"] }]\n", 3, "\"trigger\" is not in scopes.resources: did you mean triggers?"},
+		{"scope's form", route + "rules = [{ methods = [\"*\"], scopes = [\"triggers\"] }]\n", 3, "want a scope as in"},
+		{"cost", route + "rules = [{ methods = [\"*\"], cost = 0 }]\n", 3, "routes[0].rules[0].cost: want 1 to"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			path := write(t, minimal+test.text)
+			_, err := LoadConfig(path, secretVariables())
+			var ce *ConfigError
+			if !errors.As(err, &ce) {
+				t.Fatalf("got %v, want a ConfigError", err)
+			}
+			where := path + ": "
+			if test.line > 0 {
+				where = fmt.Sprintf("%s:%d:", path, offset+test.line)
+			}
+			for _, m := range ce.Mistakes {
+				if strings.HasPrefix(m.String(), where) && strings.Contains(m.String(), test.want) {
+					return
+				}
+			}
+			t.Errorf("got\n%v\nwant a line that begins with %s and holds %q", err, where, test.want)
+		})
+	}
+}
+
+func TestLoadConfig_TellsEveryMistake(t *testing.T) {
+	t.Parallel()
+	_, err := LoadConfig(write(t, `nam = "x"
+trusted_proxies = ["x", "y"]
+[auth]
+token_ttl = 5
+on_stale = "maybe"
+[limits.user]
+window = "1ms"
+`), nil)
+	var ce *ConfigError
+	if !errors.As(err, &ce) {
+		t.Fatal(err)
+	}
+	text := err.Error()
+	for _, want := range []string{"nam", "trusted_proxies[0]", "trusted_proxies[1]", "auth.token_ttl", "auth.on_stale", "limits.user.window", "secrets.cluster_file", "secrets.key_file", "initial_members", "peer.advertise"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no word about %s in:\n%s", want, text)
+		}
+	}
+}
+
+func TestLoadConfig_Environment(t *testing.T) {
+	t.Parallel()
+	path := write(t, minimal+`
+[plans.pro]
+limit = 500
+[[routes]]
+path = "/a"
+rules = [{ methods = ["*"] }]
+`)
+	cfg, err := LoadConfig(path, append(secretVariables(),
+		"SLUICE_LIMITS__ANONYMOUS__LIMIT=1_000",
+		"SLUICE_LIMITS__API_KEY__WINDOW=1h",
+		"SLUICE_LIMITS__USER__ALGORITHM=fixed_window",
+		"SLUICE_LIMITS__ON_ISOLATION=available",
+		"SLUICE_AUTH__REFRESH_REUSE_GRACE=0s",
+		"SLUICE_AUTH__MAX_STALENESS=7s",
+		"SLUICE_AUTH__ON_STALE=serve",
+		"SLUICE_AUTH__TOKEN_TTL=2m",
+		"SLUICE_OAUTH__GOOGLE__CLIENT_ID=id",
+		"SLUICE_OAUTH__GOOGLE__CLIENT_SECRET=s3cret",
+		"SLUICE_OAUTH__GITHUB__CLIENT_ID=id",
+		"SLUICE_OAUTH__GITHUB__CLIENT_SECRET=s3cret",
+		"SLUICE_PUBLIC_URL=https://api.example.com/",
+		"SLUICE_TRUSTED_PROXIES=10.0.0.0/8, ::1",
+		`SLUICE_OAUTH__REDIRECT_URIS=["https://a.example/x,y"]`,
+		"SLUICE_PLANS__PRO__LIMIT=600",
+		"SLUICE_PLANS__BIG__LIMIT=9000",
+		"SLUICE_ROUTES__0__UPSTREAM=http://127.0.0.1:1",
+		"SLUICE_ROUTES__1__PATH=/b",
+		`SLUICE_ROUTES__1__RULES=[{ methods = ["GET"], cost = 3 }]`,
+	))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range []struct {
+		name      string
+		got, want any
+	}{
+		{"anonymous", cfg.Limits.Anonymous.Limit, int64(1000)},
+		{"api_key", cfg.Limits.APIKey.Window, Duration(time.Hour)},
+		{"user", cfg.Limits.User.Algorithm, "fixed_window"},
+		{"on_isolation", cfg.Limits.OnIsolation, "available"},
+		{"grace", cfg.Auth.RefreshReuseGrace, Duration(0)},
+		{"staleness", cfg.Auth.MaxStaleness, Duration(7 * time.Second)},
+		{"public_url", cfg.PublicURL, "https://api.example.com"},
+		{"proxies", cfg.TrustedProxies, []string{"10.0.0.0/8", "::1"}},
+		{"redirects", cfg.OAuth.RedirectURIs, []string{"https://a.example/x,y"}},
+		{"pro", cfg.Plans["pro"], RuleConfig{Limit: 600, Window: Duration(time.Hour), Algorithm: "sliding_window"}},
+		{"big", cfg.Plans["big"].Limit, int64(9000)},
+		{"upstream", cfg.Routes[0].Upstream, "http://127.0.0.1:1"},
+		{"added route", cfg.Routes[1].Path + " " + cfg.Routes[1].Name, "/b b"},
+		{"added rule", cfg.Routes[1].Rules[0].Cost, int64(3)},
+		{"secret", string(cfg.OAuth.Google.ClientSecret), "s3cret"},
+	} {
+		if !reflect.DeepEqual(check.got, check.want) {
+			t.Errorf("%s: got %v, want %v", check.name, check.got, check.want)
+		}
+	}
+	if notes := cfg.Notes(); len(notes) != 6 || !strings.Contains(notes[0], "up to 1000 ") {
+		t.Errorf("notes: %q", notes)
+	}
+}
+
+func TestLoadConfig_EnvironmentReachesEverySetting(t *testing.T) {
+	t.Parallel()
+	for _, name := range variableNames() {
+		cfg := DefaultConfig()
+		cfg.origins = &origins{places: make(map[string]place)}
+		for _, m := range cfg.override([]string{name + "=\x00"}) {
+			if strings.Contains(m.Message, "unknown variable") {
+				t.Errorf("%s: %v", name, m)
+			}
+		}
+	}
+	if len(variableNames()) < 70 {
+		t.Errorf("only %d variables", len(variableNames()))
+	}
+}
+
+func TestLoadConfig_EnvironmentMistakes(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ entry, want string }{
+		{"SLUICE_LIMITS__ANONYMOUS__LIMT=1", "SLUICE_LIMITS__ANONYMOUS__LIMT: unknown variable: did you mean SLUICE_LIMITS__ANONYMOUS__LIMIT?"},
+		{"SLUICE_LIMITS_ANONYMOUS_LIMIT=1", "did you mean SLUICE_LIMITS__ANONYMOUS__LIMIT?"},
+		{"SLUICE_name=1", "SLUICE_name: unknown variable: did you mean SLUICE_NAME?"},
+		{"SLUICE_=1", "SLUICE_: unknown variable"},
+		{"SLUICE_ROUTES__9__PATH=/a", "SLUICE_ROUTES__9__PATH: unknown variable"},
+		{"SLUICE_PLANS__PRO__LIMITS=1", "SLUICE_PLANS__PRO__LIMITS: unknown variable"},
+		{"SLUICE_LIMITS__ANONYMOUS__LIMIT=ten", "SLUICE_LIMITS__ANONYMOUS__LIMIT: limits.anonymous.limit: want a whole number, not \"ten\""},
+		{"SLUICE_AUTH__TOKEN_TTL=60", "SLUICE_AUTH__TOKEN_TTL: auth.token_ttl: want a duration"},
+		{"SLUICE_AUTH__TOKEN_TTL=-1s", "SLUICE_AUTH__TOKEN_TTL: auth.token_ttl: want 1s to"},
+		{"SLUICE_ROUTES=x", "SLUICE_ROUTES: routes: want a value as in TOML"},
+		{"SLUICE_ROUTES=[]\nname = \"x\"", "SLUICE_ROUTES: routes: want a value as in TOML"},
+		{"SLUICE_ROUTES=[{ path = \"x\" }]", "SLUICE_ROUTES: routes[0].path: want a plain path"},
+		{"SLUICE_OAUTH__GOOGLE__CLIENT_ID=x", "oauth.google.client_secret: is missing"},
+		{"SLUICE_SECRETS__CLUSTER=short", "SLUICE_SECRETS__CLUSTER: secrets.cluster: "},
+	} {
+		_, err := LoadConfig(write(t, minimal), append(secretVariables(), test.entry))
+		var ce *ConfigError
+		if !errors.As(err, &ce) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", test.entry, err, test.want)
+		}
+	}
+}
+
+func TestSecret_IsNeverShown(t *testing.T) {
+	t.Parallel()
+	const secret = "hunter2-hunter2"
+	cfg := DefaultConfig()
+	cfg.Secrets.Key = secret
+	cfg.OAuth.Google.ClientSecret = secret
+	var out bytes.Buffer
+	if err := cfg.Show(&out); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(out.String(), secretMask) != 2 {
+		t.Errorf("no mask in:\n%s", out.String())
+	}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+		fmt.Fprintf(&out, format+"\n", cfg)
+		fmt.Fprintf(&out, format+"\n", cfg.Secrets.Key)
+	}
+	slog.New(slog.NewTextHandler(&out, nil)).Info("m", "cfg", cfg, "key", cfg.Secrets.Key)
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("m", "cfg", cfg, "key", cfg.Secrets.Key)
+	if err := json.NewEncoder(&out).Encode(cfg); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(out.String(), secret) || strings.Contains(out.String(), fmt.Sprintf("%x", secret)) {
+		t.Errorf("the secret is in:\n%s", out.String())
+	}
+	cfg, mistakes, err := readConfig(write(t, "secrets.key = 12345678901\n"), nil)
+	if err != nil || len(mistakes) != 1 || strings.Contains(mistakes[0].String(), "12345") {
+		t.Errorf("a secret without quotes: %v %v %v", cfg.Secrets, mistakes, err)
+	}
+}
+
+func TestConfig_ShowCanBeReadAgain(t *testing.T) {
+	t.Parallel()
+	cfg, err := LoadConfig(write(t, minimal+"[[routes]]\npath = \"/a\"\nrules = [{ methods = [\"*\"] }]\n[plans.pro]\nlimit = 7\n"), secretVariables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := cfg.Show(&out); err != nil {
+		t.Fatal(err)
+	}
+	again, err := LoadConfig(write(t, out.String()), secretVariables())
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, out.String())
+	}
+	for _, c := range []*Config{&cfg, &again} {
+		c.origins, c.Secrets = nil, SecretsConfig{}
+	}
+	if !reflect.DeepEqual(cfg, again) {
+		t.Errorf("got %+v, want %+v", again, cfg)
+	}
+}
+
+func TestDuration_Text(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{"90s": "1m30s", "60m": "1h", "1h0m0s": "1h", "0s": "0s", "1500ms": "1.5s", "10m": "10m", "720h": "720h", "1h10m": "1h10m"} {
+		var d Duration
+		if err := d.UnmarshalText([]byte(text)); err != nil || d.String() != want {
+			t.Errorf("%s: got %s, %v, want %s", text, d, err, want)
+		}
+	}
+}
+
+func FuzzLoadConfig(f *testing.F) {
+	f.Add([]byte(minimal), "10")
+	f.Add([]byte("[[routes]]\npath = \"/a\"\n[[routes.rules]]\nmethods = [\"GET\"]\n[plans.\"x.y\"]\nlimit=1\n"), "[{}]")
+	f.Add([]byte("a.b.c = [[1,2],[{x=1}]]\r\nraft = {heartbeat_timeout = \"1s\"}\n"), "{}")
+	if example, err := os.ReadFile(examplePath); err == nil {
+		f.Add(example, "x")
+	}
+	names := append(variableNames(), "SLUICE_ROUTES__0__RULES__0__COST", "SLUICE_PLANS__A__LIMIT")
+	f.Fuzz(func(t *testing.T, data []byte, value string) {
+		cfg := DefaultConfig()
+		cfg.origins = &origins{file: "f", places: make(map[string]place)}
+		mistakes := cfg.decode("f", data)
+		if len(data) > 0 {
+			mistakes = append(mistakes, cfg.override([]string{names[len(data)%len(names)] + "=" + value})...)
+		}
+		cfg.fillEntries()
+		cfg.Secrets = SecretsConfig{} // no files of the fuzzer's choice
+		mistakes = append(mistakes, cfg.mistakes()...)
+		lines := bytes.Count(data, []byte("\n")) + 1
+		for _, m := range mistakes {
+			if m.Line < 0 || m.Line > lines || m.Line > 0 && m.Column < 1 {
+				t.Fatalf("mistake at no place of the text: %v", m)
+			}
+		}
+		if err := cfg.Show(new(bytes.Buffer)); err != nil {
+			t.Fatal(err)
+		}
+	})
+}

@@ -1,0 +1,483 @@
+package node
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Validate tells everything that is wrong with the configuration: a *ConfigError, or nil. It reads the secrets' files,
+// and nothing else outside c.
+func (c Config) Validate() error {
+	if m := c.mistakes(); len(m) > 0 {
+		return &ConfigError{Mistakes: m}
+	}
+	return nil
+}
+
+func (c *Config) mistakes() []Mistake {
+	v := validator{c: c}
+	v.identity()
+	v.members()
+	v.listeners()
+	v.secrets()
+	v.raft()
+	v.limits()
+	v.auth()
+	v.oauth()
+	v.scopes()
+	for i := range c.Routes {
+		v.route(i)
+	}
+	return v.mistakes
+}
+
+type validator struct {
+	c        *Config
+	mistakes []Mistake
+}
+
+func (v *validator) fail(key, format string, args ...any) {
+	v.mistakes = append(v.mistakes, v.c.origins.mistake(key, format, args...))
+}
+
+// also names the other half of a conflict, with its place where it has one.
+func (v *validator) also(key string) string {
+	if p, ok := v.c.origins.at(key); ok {
+		return key + " (" + p.String() + ")"
+	}
+	return key
+}
+
+func (v *validator) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		quoted := make([]string, len(allowed))
+		for i, a := range allowed {
+			quoted[i] = strconv.Quote(a)
+		}
+		v.fail(key, "want %s, not %s%s", strings.Join(quoted, " or "), quote(value), suggest(value, allowed))
+	}
+}
+
+func (v *validator) between(key string, value, least, most Duration) {
+	if value < least || value > most {
+		v.fail(key, "want %s to %s, not %s", least, most, value)
+	}
+}
+
+func (v *validator) count(key string, value, least, most int64) {
+	if value < least || value > most {
+		v.fail(key, "want %d to %d, not %d", least, most, value)
+	}
+}
+
+const day = Duration(24 * time.Hour)
+
+var (
+	nodeName     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	planName     = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+	resourceName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+	actionName   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
+	methodName   = regexp.MustCompile(`^[A-Z][A-Z-]{0,31}$`)
+	hostName     = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
+)
+
+func (v *validator) identity() {
+	if v.c.Name != "" && !nodeName.MatchString(v.c.Name) {
+		v.fail("name", "want up to 63 letters, digits, dots, dashes and underscores, not %s", quote(v.c.Name))
+	}
+	if !nodeName.MatchString(v.c.Cluster) {
+		v.fail("cluster", "want 1 to 63 letters, digits, dots, dashes and underscores, not %s", quote(v.c.Cluster))
+	}
+	if v.c.DataDir == "" {
+		v.fail("data_dir", "is missing")
+	}
+	if v.c.PublicURL != "" {
+		if problem := urlProblem(v.c.PublicURL, false); problem != "" {
+			v.fail("public_url", "%s", problem)
+		}
+	}
+	for i, text := range v.c.TrustedProxies {
+		key := fmt.Sprintf("trusted_proxies[%d]", i)
+		prefix, err := parsePrefix(text)
+		switch {
+		case err != nil:
+			v.fail(key, "want an address or a prefix, as in 10.0.0.0/8, not %s", quote(text))
+		case prefix.Bits() == 0:
+			v.fail(key, "%s trusts everybody, so that each client could choose its own address: name the load balancers", text)
+		}
+	}
+	v.oneOf("routes_default", v.c.RoutesDefault, "deny", "allow")
+	v.oneOf("log.level", v.c.Log.Level, "debug", "info", "warn", "error")
+	v.oneOf("log.format", v.c.Log.Format, "json", "text")
+}
+
+// parsePrefix reads an address or a prefix; an address is the prefix that holds only it.
+func parsePrefix(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		address = address.Unmap().WithZone("")
+		return netip.PrefixFrom(address, address.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("parse prefix: %w", err)
+	}
+	return prefix.Masked(), nil
+}
+
+// maxInitialMembers is as many voters as consensus carries well.
+const maxInitialMembers = 15
+
+func (v *validator) members() {
+	initial, join := v.c.InitialMembers, v.c.Join
+	switch {
+	case len(initial) > 0 && len(join) > 0:
+		v.fail("join", "is set together with %s: a node either forms the cluster or joins one", v.also("initial_members"))
+	case len(initial) == 0 && len(join) == 0:
+		v.fail("initial_members", "is missing, and so is join: a node either forms the cluster or joins one")
+	}
+	if len(initial) > maxInitialMembers {
+		v.fail("initial_members", "has %d entries and may have %d: let the others join", len(initial), maxInitialMembers)
+	}
+	for _, list := range []struct {
+		key     string
+		members []string
+	}{{"initial_members", initial}, {"join", join}} {
+		for i, member := range list.members {
+			key := fmt.Sprintf("%s[%d]", list.key, i)
+			if problem := addressProblem(member, false); problem != "" {
+				v.fail(key, "%s", problem)
+			} else if first := slices.Index(list.members, member); first < i {
+				v.fail(key, "%s is in the list twice", member)
+			}
+		}
+	}
+	advertise := v.c.Peer.Advertise
+	if _, port, err := net.SplitHostPort(advertise); err == nil && port != "0" && len(initial) > 0 && !slices.Contains(initial, advertise) {
+		v.fail("initial_members", "does not hold this node: peer.advertise is %s, and the list is the same on every initial member", advertise)
+	}
+}
+
+func (v *validator) listeners() {
+	c := v.c
+	type listener struct{ key, address string }
+	listeners := []listener{{"http.listen", c.HTTP.Listen}, {"peer.listen", c.Peer.Listen}, {"gossip.listen", c.Gossip.Listen}, {"admin.listen", c.Admin.Listen}}
+	for i, l := range listeners {
+		if l.address == "" && l.key == "admin.listen" {
+			continue
+		}
+		if problem := addressProblem(l.address, true); problem != "" {
+			v.fail(l.key, "%s", problem)
+			continue
+		}
+		for _, other := range listeners[:i] {
+			if collide(l.address, other.address) {
+				v.fail(l.key, "%s collides with %s, which is %s", l.address, v.also(other.key), other.address)
+			}
+		}
+	}
+	for _, a := range []struct{ key, advertise, listen string }{{"peer", c.Peer.Advertise, c.Peer.Listen}, {"gossip", c.Gossip.Advertise, c.Gossip.Listen}} {
+		switch {
+		case a.advertise == "" && wildcard(a.listen):
+			v.fail(a.key+".advertise", "is missing: %s is %s, and the other nodes need an address to reach this one at", v.also(a.key+".listen"), a.listen)
+		case a.advertise != "" && a.advertise != a.listen:
+			if problem := addressProblem(a.advertise, false); problem != "" {
+				v.fail(a.key+".advertise", "%s", problem)
+			}
+		}
+	}
+	v.between("http.read_timeout", c.HTTP.ReadTimeout, Duration(100*time.Millisecond), Duration(time.Hour))
+	v.between("http.write_timeout", c.HTTP.WriteTimeout, Duration(100*time.Millisecond), Duration(time.Hour))
+	v.between("http.idle_timeout", c.HTTP.IdleTimeout, Duration(100*time.Millisecond), Duration(time.Hour))
+	v.between("http.drain_delay", c.HTTP.DrainDelay, 0, Duration(5*time.Minute))
+	v.between("http.drain_timeout", c.HTTP.DrainTimeout, 0, Duration(5*time.Minute))
+	v.count("http.max_connections", int64(c.HTTP.MaxConns), 1, 1<<20)
+	v.count("http.max_connections_per_address", int64(c.HTTP.MaxConnsPerIP), 1, 1<<20)
+}
+
+// addressProblem says what is wrong with a host:port, "" where nothing is. Only what is listened on may lack a host,
+// name the wildcard address or port 0, which lets the system choose.
+func addressProblem(address string, listen bool) string {
+	host, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Sprintf("want host:port, not %s", quote(address))
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || port == 0 && !listen {
+		return fmt.Sprintf("want a port of 1 to 65535 in %s", quote(address))
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case listen && (host == "" || host == "localhost" || err == nil):
+		return ""
+	case listen:
+		return fmt.Sprintf("want an IP address of this machine, or none for all of them, in %s", quote(address))
+	case err == nil && ip.IsUnspecified() || host == "":
+		return fmt.Sprintf("want an address that other nodes can reach, not %s", quote(address))
+	case err != nil && !hostName.MatchString(strings.ToLower(host)):
+		return fmt.Sprintf("want an IP address or a host name in %s", quote(address))
+	}
+	return ""
+}
+
+// wildcard reports whether address stands for every address of the machine.
+func wildcard(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "" || err == nil && ip.IsUnspecified()
+}
+
+// sameHost is the host of one address with the port of another, "" where either is no address.
+func sameHost(host, port string) string {
+	h, _, err := net.SplitHostPort(host)
+	if err != nil {
+		return ""
+	}
+	_, p, err := net.SplitHostPort(port)
+	if err != nil {
+		return ""
+	}
+	return net.JoinHostPort(h, p)
+}
+
+// collide reports whether two listeners would want the same port of the same address.
+func collide(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	return hostA == hostB || wildcard(a) || wildcard(b)
+}
+
+func (v *validator) secrets() {
+	s := v.c.Secrets
+	read := func(key string, value Secret, file string) []byte {
+		name := strings.TrimPrefix(key, "secrets.")
+		at := key
+		if file != "" {
+			at = key + "_file"
+		}
+		secret, err := readSecret(name, value, file)
+		switch {
+		case err == nil:
+		case value == "" && file == "":
+			v.fail(key+"_file", "is missing: name a file with a secret (`sluice secret new` makes one), or set %s", EnvironmentName(key))
+		case value != "" && file != "":
+			v.fail(at, "is set together with %s", v.also(key))
+		default:
+			v.fail(at, "%v", err)
+		}
+		return secret
+	}
+	cluster := read("secrets.cluster", s.Cluster, s.ClusterFile)
+	key := read("secrets.key", s.Key, s.KeyFile)
+	if cluster != nil && string(cluster) == string(key) {
+		v.fail("secrets.key_file", "is the same secret as the cluster's: a stolen disk image would then be enough to join the cluster")
+	}
+}
+
+func (v *validator) raft() {
+	r := v.c.Raft
+	v.between("raft.heartbeat_timeout", r.HeartbeatTimeout, Duration(50*time.Millisecond), Duration(30*time.Second))
+	v.between("raft.election_timeout", r.ElectionTimeout, Duration(50*time.Millisecond), Duration(30*time.Second))
+	if r.ElectionTimeout < r.HeartbeatTimeout {
+		v.fail("raft.election_timeout", "%s is shorter than %s, which is %s", r.ElectionTimeout, v.also("raft.heartbeat_timeout"), r.HeartbeatTimeout)
+	}
+	v.between("raft.snapshot_interval", r.SnapshotInterval, Duration(time.Second), day)
+	if r.SnapshotThreshold < 16 || r.SnapshotThreshold > 1<<30 {
+		v.fail("raft.snapshot_threshold", "want 16 to %d entries, not %d", 1<<30, r.SnapshotThreshold)
+	}
+	if r.TrailingLogs/2 < r.SnapshotThreshold {
+		v.fail("raft.trailing_logs", "%d is less than twice %s, which is %d: an unreadable snapshot could then not be made up for by the one before",
+			r.TrailingLogs, v.also("raft.snapshot_threshold"), r.SnapshotThreshold)
+	}
+}
+
+const (
+	maxLimit  = 1_000_000_000_000
+	maxWindow = 31 * day
+)
+
+func (v *validator) rule(key string, r RuleConfig) {
+	v.count(key+".limit", r.Limit, 0, maxLimit)
+	switch {
+	case r.Window < Duration(time.Second) || r.Window > maxWindow:
+		v.fail(key+".window", "want 1s to %s, not %s", maxWindow, r.Window)
+	case r.Window%Duration(time.Second) != 0:
+		v.fail(key+".window", "want whole seconds, not %s", r.Window)
+	}
+	v.oneOf(key+".algorithm", r.Algorithm, "sliding_window", "fixed_window")
+}
+
+func (v *validator) limits() {
+	l := v.c.Limits
+	for _, p := range v.c.policies() {
+		v.rule(p.key, p.rule)
+	}
+	for name := range v.c.Plans {
+		if !planName.MatchString(name) {
+			v.fail("plans."+name, "want a name of up to 63 lower-case letters, digits, dashes and underscores")
+		}
+	}
+	v.oneOf("limits.on_isolation", l.OnIsolation, "strict", "available")
+	v.between("limits.max_clock_skew", l.MaxClockSkew, Duration(10*time.Millisecond), Duration(time.Minute))
+	v.between("limits.lease", l.Lease, Duration(2*time.Second), Duration(time.Minute))
+	if l.Lease < 2*l.MaxClockSkew {
+		v.fail("limits.lease", "%s is less than twice %s, which is %s: clocks that are allowed to differ would make nodes refuse",
+			l.Lease, v.also("limits.max_clock_skew"), l.MaxClockSkew)
+	}
+	failover := v.c.Raft.HeartbeatTimeout + v.c.Raft.ElectionTimeout
+	if l.Lease < failover {
+		v.fail("limits.lease", "%s is shorter than a failover, for which %s and %s allow %s: every failover would make nodes refuse",
+			l.Lease, v.also("raft.heartbeat_timeout"), v.also("raft.election_timeout"), failover)
+	}
+	v.between("limits.dead_after", l.DeadAfter, Duration(2*time.Second), Duration(time.Hour))
+	v.count("limits.max_buckets", int64(l.MaxBuckets), 1024, 1<<26)
+}
+
+// namedPolicy is a limit of the configuration, with its key.
+type namedPolicy struct {
+	key  string
+	rule RuleConfig
+}
+
+// policies lists the limits by layer and then the plans by name.
+func (c *Config) policies() []namedPolicy {
+	list := []namedPolicy{
+		{"limits.anonymous", c.Limits.Anonymous}, {"limits.api_key", c.Limits.APIKey}, {"limits.user", c.Limits.User}, {"limits.documents", c.Limits.Documents},
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Plans)) {
+		list = append(list, namedPolicy{"plans." + name, c.Plans[name]})
+	}
+	return list
+}
+
+// Notes says what an operator should know about a valid configuration, a sentence each.
+func (c Config) Notes() []string {
+	if c.Limits.OnIsolation != "available" {
+		return nil
+	}
+	var notes []string
+	for _, p := range c.policies() {
+		if n := int64(len(c.InitialMembers)); n > 0 {
+			share := (p.rule.Limit + n - 1) / n
+			notes = append(notes, fmt.Sprintf("limits.on_isolation = \"available\": %s may be exceeded by up to %d a window for each node that is cut off (%d nodes share %d)",
+				p.key, share, n, p.rule.Limit))
+			continue
+		}
+		notes = append(notes, fmt.Sprintf("limits.on_isolation = \"available\": %s may be exceeded for each node that is cut off by up to its share, %d divided by the number of nodes",
+			p.key, p.rule.Limit))
+	}
+	return notes
+}
+
+func (v *validator) auth() {
+	a := v.c.Auth
+	v.between("auth.token_ttl", a.TokenTTL, Duration(time.Second), 30*day)
+	v.between("auth.refresh_ttl", a.RefreshTTL, Duration(time.Second), 3650*day)
+	if a.RefreshTTL <= a.TokenTTL {
+		v.fail("auth.refresh_ttl", "%s is not longer than %s, which is %s: a refresh token would end before the token that it renews",
+			a.RefreshTTL, v.also("auth.token_ttl"), a.TokenTTL)
+	}
+	if a.RefreshReuseGrace < 0 || a.RefreshReuseGrace >= a.RefreshTTL {
+		v.fail("auth.refresh_reuse_grace", "%s is negative or not shorter than %s, which is %s", a.RefreshReuseGrace, v.also("auth.refresh_ttl"), a.RefreshTTL)
+	}
+	v.between("auth.max_staleness", a.MaxStaleness, Duration(500*time.Millisecond), Duration(time.Hour))
+	if failover := v.c.Raft.HeartbeatTimeout + v.c.Raft.ElectionTimeout; a.MaxStaleness < failover {
+		v.fail("auth.max_staleness", "%s is shorter than a failover, for which %s and %s allow %s: every failover would make nodes refuse credentials",
+			a.MaxStaleness, v.also("raft.heartbeat_timeout"), v.also("raft.election_timeout"), failover)
+	}
+	v.oneOf("auth.on_stale", a.OnStale, "refuse", "serve")
+	v.oneOf("auth.signing_algorithm", a.SigningAlgorithm, "HS256", "EdDSA", "ES256")
+	if a.SigningRotation != 0 && a.SigningRotation < a.TokenTTL {
+		v.fail("auth.signing_rotation", "%s is shorter than %s, which is %s; \"0s\" turns the rotation off", a.SigningRotation, v.also("auth.token_ttl"), a.TokenTTL)
+	}
+	v.count("auth.max_sessions", int64(a.MaxSessions), 1, 1000)
+	v.between("auth.audit_retention", a.AuditRetention, Duration(time.Hour), 36500*day)
+	v.count("auth.argon2.memory_kib", int64(a.Argon2.MemoryKiB), 19456, 4<<20)
+	v.count("auth.argon2.iterations", int64(a.Argon2.Iterations), 2, 100)
+	v.count("auth.argon2.parallelism", int64(a.Argon2.Parallelism), 1, 64)
+	v.count("auth.argon2.workers", int64(a.Argon2.Workers), 0, 1024)
+	v.count("auth.argon2.queue", int64(a.Argon2.Queue), 0, 1<<20)
+}
+
+func (v *validator) oauth() {
+	for i, uri := range v.c.OAuth.RedirectURIs {
+		u, err := url.Parse(uri)
+		if err != nil || u.Scheme == "" || u.Fragment != "" || u.Opaque == "" && u.Host == "" {
+			v.fail(fmt.Sprintf("oauth.redirect_uris[%d]", i), "want an absolute URI without a fragment, not %s", quote(uri))
+		}
+	}
+	for _, p := range []struct {
+		key string
+		ProviderConfig
+	}{{"oauth.google", v.c.OAuth.Google}, {"oauth.github", v.c.OAuth.GitHub}} {
+		switch {
+		case p.ClientID != "" && p.ClientSecret == "":
+			v.fail(p.key+".client_secret", "is missing, and %s is set; %s sets it without writing it down", v.also(p.key+".client_id"), EnvironmentName(p.key+".client_secret"))
+		case p.ClientID == "" && p.ClientSecret != "":
+			v.fail(p.key+".client_id", "is missing, and %s is set", v.also(p.key+".client_secret"))
+		}
+		for _, u := range [][2]string{{"issuer", p.Issuer}, {"auth_url", p.AuthURL}, {"token_url", p.TokenURL}, {"userinfo_url", p.UserInfoURL}, {"jwks_url", p.JWKSURL}} {
+			if u[1] == "" {
+				continue
+			}
+			if problem := urlProblem(u[1], true); problem != "" {
+				v.fail(p.key+"."+u[0], "%s", problem)
+			}
+		}
+	}
+}
+
+// urlProblem says what is wrong with an http or https URL, "" where nothing is. With secure, http is for this machine
+// alone: what goes to a provider must not be read on its way.
+func urlProblem(text string, secure bool) string {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Opaque != "":
+		return fmt.Sprintf("want an http or https URL, not %s", quote(text))
+	case u.User != nil:
+		return "must not hold a user name or password"
+	case u.Fragment != "" || u.RawQuery != "" && !secure:
+		return fmt.Sprintf("must have no query and no fragment: %s", quote(text))
+	case secure && u.Scheme == "http" && !loopback(u.Hostname()):
+		return fmt.Sprintf("want https, not %s", quote(text))
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Sprintf("want a port of 1 to 65535 in %s", quote(text))
+		}
+	}
+	return ""
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+func (v *validator) scopes() {
+	resources := v.c.Scopes.Resources
+	if len(resources) == 0 {
+		v.fail("scopes.resources", "is empty: no key could be made")
+	}
+	for i, resource := range resources {
+		key := fmt.Sprintf("scopes.resources[%d]", i)
+		if !resourceName.MatchString(resource) {
+			v.fail(key, "want lower-case letters, digits and dashes, not %s", quote(resource))
+		} else if slices.Index(resources, resource) < i {
+			v.fail(key, "%s is in the list twice", resource)
+		}
+	}
+}
