@@ -1,0 +1,205 @@
+package raftfsm_test
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+
+	"sluice/raftfsm/state"
+)
+
+func initCluster(id string) state.InitCluster {
+	return state.InitCluster{
+		Secrets:    state.ClusterSecrets{ClusterID: id, BucketKey: hash("bucket")[:16], SealedRefreshKey: []byte("sealed"), SealedCheck: []byte("check")},
+		SigningKey: state.SigningKey{ID: "kid_1", Algorithm: "HS256", SealedSecret: []byte("sealed"), CreatedAt: 1, SignsFrom: 1},
+	}
+}
+
+func TestInitCluster_FirstWins(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	if secrets := get[*state.ClusterSecrets](t)(f.view.ClusterSecrets()); secrets != nil {
+		t.Errorf("before: %+v", secrets)
+	}
+	f.refused(state.CodeInvalid, state.InitCluster{})
+	f.raises(true, func() { f.must(initCluster("one")) })
+	f.refused(state.CodeConflict, initCluster("two"))
+	if secrets := get[*state.ClusterSecrets](t)(f.view.ClusterSecrets()); secrets == nil || secrets.ClusterID != "one" {
+		t.Errorf("secrets: %+v", secrets)
+	}
+}
+
+func TestPutSigningKey(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.must(initCluster("one"))
+	put := func(id, previous string, created, previousTo int64) state.PutSigningKey {
+		return state.PutSigningKey{Key: state.SigningKey{ID: id, Algorithm: "HS256", CreatedAt: created, SignsFrom: created}, PreviousID: previous, PreviousVerifiesTo: previousTo}
+	}
+	f.refused(state.CodeConflict, put("kid_2", "kid_0", 10, 100))
+	f.refused(state.CodeConflict, put("kid_1", "kid_1", 10, 100))
+	f.refused(state.CodeInvalid, put("", "kid_1", 10, 100))
+	f.raises(true, func() { f.must(put("kid_2", "kid_1", 10, 100)) })
+	f.refused(state.CodeConflict, put("kid_3", "kid_1", 20, 200))
+	ids := func() (ids []string) {
+		for _, key := range get[[]state.SigningKey](t)(f.view.SigningKeys()) {
+			ids = append(ids, fmt.Sprint(key.ID, " ", key.VerifiesTo))
+		}
+		return ids
+	}
+	if got, want := ids(), []string{"kid_1 100", "kid_2 0"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	// What verifies nothing any more goes with the next one.
+	f.must(put("kid_3", "kid_2", 150, 300))
+	if got, want := ids(), []string{"kid_2 300", "kid_3 0"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestLimiter_HorizonAndRosters(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	calls := 0
+	cancel := f.fsm.Subscribe(func() { calls++ })
+	f.must(state.Horizon{Until: 1000})
+	first := f.must(state.SetRoster{Nodes: []string{"a", "b"}})
+	f.must(state.Horizon{Until: 900})
+	f.must(state.Horizon{Until: 2000})
+	if calls != 3 {
+		t.Errorf("%d calls, want 3: a lower horizon changes nothing", calls)
+	}
+	want := state.LimiterState{Horizon: 2000, Rosters: []state.Roster{{Index: first.Index, From: 0, Nodes: []string{"a", "b"}}}}
+	if got := f.fsm.Limiter(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	f.refused(state.CodeConflict, state.SetRoster{Nodes: []string{"a"}})
+	f.refused(state.CodeInvalid, state.SetRoster{PreviousIndex: first.Index})
+	f.refused(state.CodeInvalid, state.SetRoster{Nodes: []string{"a", "a"}, PreviousIndex: first.Index})
+	second := f.must(state.SetRoster{Nodes: []string{"a"}, PreviousIndex: first.Index, KeepFrom: 2000})
+	want.Rosters = append(want.Rosters, state.Roster{Index: second.Index, From: 2000, Nodes: []string{"a"}})
+	if got := f.fsm.Limiter(); !reflect.DeepEqual(got, want) {
+		t.Errorf("a roster superseded at KeepFrom is still needed: got %+v, want %+v", got, want)
+	}
+	f.must(state.Horizon{Until: 3000})
+	third := f.must(state.SetRoster{Nodes: []string{"a", "c"}, PreviousIndex: second.Index, KeepFrom: 2001})
+	want = state.LimiterState{Horizon: 3000, Rosters: []state.Roster{
+		{Index: second.Index, From: 2000, Nodes: []string{"a"}}, {Index: third.Index, From: 3000, Nodes: []string{"a", "c"}},
+	}}
+	got := f.fsm.Limiter()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	got.Rosters[0].Nodes[0] = "changed"
+	if again := f.fsm.Limiter(); !reflect.DeepEqual(again, want) {
+		t.Errorf("what was returned is shared: %+v", again)
+	}
+	// The newest stays whatever KeepFrom says.
+	fourth := f.must(state.SetRoster{Nodes: []string{"d"}, PreviousIndex: third.Index, KeepFrom: 1 << 60})
+	if got := f.fsm.Limiter(); len(got.Rosters) != 1 || got.Rosters[0].Index != fourth.Index {
+		t.Errorf("got %+v", got)
+	}
+	before := calls
+	cancel()
+	f.must(state.Horizon{Until: 9000})
+	if calls != before {
+		t.Error("called after cancel")
+	}
+}
+
+func TestPutNode(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	calls := 0
+	f.fsm.Subscribe(func() { calls++ })
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "b", PeerAddress: "h:1", JoinedAt: 5}})
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "a", PeerAddress: "h:2"}})
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "b", PeerAddress: "h:3", RemovedAt: 9}})
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "b", PeerAddress: "h:4"}})
+	f.refused(state.CodeInvalid, state.PutNode{})
+	got, err := f.fsm.Nodes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []state.NodeInfo{{ID: "a", PeerAddress: "h:2"}, {ID: "b", PeerAddress: "h:4", JoinedAt: 5, RemovedAt: 9}}
+	if !slices.Equal(got, want) || calls != 4 {
+		t.Errorf("got %+v and %d calls, want %+v and 4", got, calls, want)
+	}
+}
+
+func TestAudit_FilterCursorAndPrune(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	var events []state.AuditEvent
+	for i := range 40 {
+		// Ids do not rise with time: two nodes' clocks differ, and the order is that of the times.
+		e := event(fmt.Sprintf("%02d", (i*7)%40), []string{"org_a", "org_b", ""}[i%3], []string{"api_key.created", "api_key.revoked", "session.created"}[i%3], int64(1000+i/2))
+		e.ActorID = []string{"usr_1", "usr_2"}[i%2]
+		events = append(events, e)
+	}
+	for _, chunk := range slices.Collect(slices.Chunk(events, 10)) {
+		f.must(state.AppendAudit{Events: chunk})
+	}
+	f.must(state.AppendAudit{Events: events[:3]}) // known ids change nothing
+	f.must(state.AppendAudit{Events: []state.AuditEvent{{ID: ""}, {ID: "evt_bad", OrganizationID: "a\x00b"}}})
+	slices.SortFunc(events, func(a, b state.AuditEvent) int {
+		if a.At != b.At {
+			return int(b.At - a.At)
+		}
+		if a.ID > b.ID {
+			return -1
+		}
+		return 1
+	})
+	for name, filter := range map[string]state.AuditFilter{
+		"all":      {},
+		"org":      {OrganizationID: "org_a"},
+		"event":    {Event: "api_key.revoked"},
+		"group":    {Event: "api_key.*"},
+		"actor":    {ActorID: "usr_2"},
+		"since":    {Since: 1010},
+		"until":    {Until: 1010},
+		"span":     {Since: 1005, Until: 1012, OrganizationID: "org_b"},
+		"nothing":  {OrganizationID: "org"},
+		"no group": {Event: "api*"},
+		"mixed":    {OrganizationID: "org_a", Event: "api_key.*", ActorID: "usr_1", Since: 1001, Until: 1018},
+	} {
+		var want, got []string
+		for _, e := range events {
+			group := filter.Event == "" || e.Event == filter.Event || filter.Event == "api_key.*" && e.Event[:8] == "api_key."
+			if group && (filter.OrganizationID == "" || e.OrganizationID == filter.OrganizationID) && (filter.ActorID == "" || e.ActorID == filter.ActorID) &&
+				e.At >= filter.Since && (filter.Until == 0 || e.At < filter.Until) {
+				want = append(want, e.ID)
+			}
+		}
+		for before := ""; ; {
+			page := get[[]state.AuditEvent](t)(f.view.Audit(filter, before, 3))
+			for _, e := range page {
+				got = append(got, e.ID)
+			}
+			if len(page) < 3 {
+				break
+			}
+			before = page[2].ID
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", name, got, want)
+		}
+	}
+	if result := f.must(state.Prune{AuditBefore: 1005, Max: 4}); result.Count != 4 {
+		t.Errorf("pruned %d, want 4", result.Count)
+	}
+	if result := f.must(state.Prune{AuditBefore: 1005}); result.Count != 6 {
+		t.Errorf("pruned %d, want the other 6", result.Count)
+	}
+	if left := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{}, "", 100)); len(left) != 30 || left[29].At != 1005 {
+		t.Errorf("%d left", len(left))
+	}
+	if page := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{}, "evt_00", 100)); len(page) != 0 {
+		t.Errorf("after an event that was pruned: %d events", len(page))
+	}
+	if page := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{OrganizationID: "org_a", Until: 1005}, "", 100)); len(page) != 0 {
+		t.Errorf("pruned events are listed: %+v", page)
+	}
+}
