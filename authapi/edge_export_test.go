@@ -20,3 +20,9 @@ func (s *Server) RouteRows() []RouteRow {
 	}
 	return rows
 }
+
+// IssueToken signs an access token for a session that the caller has put into the state.
+func (s *Server) IssueToken(userID, sessionID, organizationID string) (string, error) {
+	token, _, err := s.tokens.issue(userID, sessionID, organizationID, s.clock())
+	return token, err
+}

@@ -210,3 +210,20 @@ func wantHeaders(t *testing.T, a answer) {
 func rule(limit int64) limiter.Rule {
 	return limiter.Rule{Limit: limit, Window: 60, Algorithm: limiter.SlidingWindow}
 }
+
+// signedIn makes a user with a session and gives an access token.
+func signedIn(tb testing.TB, srv *authapi.Server, cluster *authtest.Cluster) string {
+	tb.Helper()
+	if err := srv.Maintain(context.Background()); err != nil {
+		tb.Fatalf("Maintain: %v", err)
+	}
+	cluster.PutUser(state.User{ID: "usr_1", Username: "ann", PersonalOrg: "org_ann", CreatedAt: 1})
+	cluster.PutOrganization(state.Organization{ID: "org_ann", Personal: true, CreatedAt: 1})
+	cluster.PutMembership(state.Membership{OrganizationID: "org_ann", UserID: "usr_1", Role: state.RoleOwner})
+	cluster.PutSession(state.Session{ID: "ses_1", UserID: "usr_1", CreatedAt: 1, ExpiresAt: start.Add(48 * time.Hour).UnixMilli()})
+	token, err := srv.IssueToken("usr_1", "ses_1", "org_ann")
+	if err != nil {
+		tb.Fatalf("issue token: %v", err)
+	}
+	return token
+}

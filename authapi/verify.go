@@ -190,6 +190,7 @@ type headerSetter interface{ SetCanonical(key, value []byte) }
 func handleVerify(c *call) error {
 	h := &c.ctx.Response.Header
 	c.ctx.SetStatusCode(http.StatusOK)
+	h.SetContentLength(0) // for HEAD too, which fasthttp would leave without
 	h.SetCanonical(headerCacheControl, valueNoStore)
 	c.setIdentity(h)
 	return nil
