@@ -415,3 +415,50 @@ func (c *Config) override(environ []string) []Mistake {
 	}
 	return s.mistakes
 }
+
+// DefaultsWith is the default configuration with the environment's overrides. It is not checked, since it is not
+// complete.
+func DefaultsWith(environ []string) (Config, error) {
+	cfg, mistakes, err := readConfig("", environ)
+	if err != nil {
+		return Config{}, err
+	}
+	if len(mistakes) > 0 {
+		return Config{}, &ConfigError{Mistakes: mistakes}
+	}
+	return cfg, nil
+}
+
+// SetListen changes http.listen in a configuration file and leaves every other line as it is. The file must set it.
+func SetListen(path, address string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	if err := toml.Unmarshal(data, new(map[string]any)); err != nil {
+		return &ConfigError{Mistakes: []Mistake{{Source: path, Message: strings.TrimPrefix(err.Error(), "toml: ")}}}
+	}
+	p, ok := locate(data)["http.listen"]
+	if !ok {
+		return &ConfigError{Mistakes: []Mistake{{Source: path, Key: "http.listen", Message: "is missing"}}}
+	}
+	lines := bytes.SplitAfter(data, []byte("\n"))
+	old := lines[p.line-1]
+	key, _, _ := bytes.Cut(old, []byte("="))
+	if name := strings.TrimSpace(string(key)); name != "listen" && name != "http.listen" {
+		return &ConfigError{Mistakes: []Mistake{{Source: path, Line: p.line, Column: p.column, Key: "http.listen", Message: "is not on a line of its own: change it by hand to " + address}}}
+	}
+	changed := fmt.Sprintf("%s= %q\n", key, address)
+	if changed == string(old) {
+		return nil
+	}
+	lines[p.line-1] = []byte(changed)
+	partial := path + ".partial"
+	if err := os.WriteFile(partial, bytes.Join(lines, nil), 0o600); err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	if err := os.Rename(partial, path); err != nil {
+		return errors.Join(fmt.Errorf("write configuration: %w", err), os.Remove(partial))
+	}
+	return nil
+}

@@ -1,0 +1,118 @@
+// Command sluice runs and administers Sluice nodes. `sluice dev` runs a whole cluster on this machine, `sluice node` one
+// node of a real one.
+//
+// Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"sluice/node"
+)
+
+// Exit codes, which scripts rely on.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], environment{
+		variables: os.Environ(),
+		stdout:    os.Stdout,
+		stderr:    os.Stderr,
+	}))
+}
+
+// environment is what a command gets from outside.
+type environment struct {
+	variables      []string // as os.Environ gives them
+	stdout, stderr io.Writer
+}
+
+type commandLine struct {
+	Dev     devCommand     `cmd:"" help:"Run a cluster on this machine, one process a node."`
+	Node    nodeCommand    `cmd:"" help:"Run one node in the foreground."`
+	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
+	Secret  secretCommand  `cmd:"" help:"Make secrets."`
+	Version versionCommand `cmd:"" help:"Print the version."`
+}
+
+type configCommand struct {
+	Check configCheckCommand `cmd:"" help:"Tell every mistake with its line."`
+	Show  configShowCommand  `cmd:"" help:"Print the effective values, secrets masked."`
+}
+
+type secretCommand struct {
+	New secretNewCommand `cmd:"" help:"Print a new secret, for secrets.cluster_file or secrets.key_file."`
+}
+
+// usageError is a mistake of the command line that the parser cannot see.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string { return e.message }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// helpShown leaves the parser, which would end the process itself.
+type helpShown struct{ code int }
+
+// run is the program without the process around it.
+func run(ctx context.Context, args []string, env environment) (code int) {
+	defer func() {
+		if r := recover(); r != nil {
+			shown, ok := r.(helpShown)
+			if !ok {
+				panic(r)
+			}
+			code = shown.code
+		}
+	}()
+	var cli commandLine
+	parser, err := kong.New(&cli,
+		kong.Name("sluice"),
+		kong.Description("Token and API-key validation and rate limits for a cluster of nodes."),
+		kong.UsageOnError(),
+		kong.Writers(env.stdout, env.stderr),
+		kong.Exit(func(code int) { panic(helpShown{code}) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(env),
+	)
+	if err != nil {
+		fmt.Fprintf(env.stderr, "sluice: %v\n", err)
+		return exitFailed
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(env.stderr, "sluice: %v\nTry `sluice --help`.\n", err)
+		return exitUsage
+	}
+	return report(env.stderr, command.Run())
+}
+
+// report prints what went wrong and chooses the exit code.
+func report(stderr io.Writer, err error) int {
+	if err == nil {
+		return exitDone
+	}
+	var mistakes *node.ConfigError
+	if errors.As(err, &mistakes) {
+		fmt.Fprintln(stderr, strings.TrimRight(mistakes.Error(), "\n"))
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "sluice: %v\n", err)
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
