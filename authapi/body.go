@@ -20,7 +20,8 @@ const (
 
 var errBodyTooLarge = problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than 64 KiB")
 
-// body reads the request's body, at most maxBody bytes of it. The bytes die with the call.
+// body reads the request's body, at most maxBody bytes of it, and gives it again when asked again. The bytes die with
+// the call.
 func (c *call) body() ([]byte, error) {
 	req := &c.ctx.Request
 	if req.Header.ContentLength() > maxBody {
@@ -34,6 +35,9 @@ func (c *call) body() ([]byte, error) {
 		}
 		return b, nil
 	}
+	if c.sent != nil {
+		return c.sent, nil
+	}
 	b, err := io.ReadAll(io.LimitReader(stream, maxBody+1))
 	if err != nil {
 		return nil, problem(http.StatusBadRequest, "invalid_body", "the body ended early or is not framed correctly")
@@ -41,6 +45,7 @@ func (c *call) body() ([]byte, error) {
 	if len(b) > maxBody {
 		return nil, errBodyTooLarge
 	}
+	c.sent = b
 	return b, nil
 }
 

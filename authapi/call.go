@@ -62,6 +62,7 @@ type call struct {
 	// closeAfter ends the connection with this response.
 	closeAfter bool
 	raw        [maxParams][]byte
+	sent       []byte // the body, once it has been read
 	scratch    []byte
 }
 

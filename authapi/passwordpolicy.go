@@ -42,7 +42,7 @@ func checkPassword(password, username, email string) string {
 	return ""
 }
 
-// Passwords that everybody tries first, as rules: a base word, by itself or twice, before an ending. The words are what
+// Passwords that everybody tries first, as rules: a base word, by itself or twice, before up to two endings. The words are what
 // people are known to choose (words for entry and trust, names, teams, keyboard rows); together they make more than
 // 10,000 passwords of ten characters and more.
 const commonWords = `password passwort passw0rd p@ssword p@ssw0rd pa55word passwd password1 mypassword thepassword newpassword yourpassword
@@ -99,7 +99,6 @@ var commonPasswords = sync.OnceValue(func() commonSets {
 	}
 	c := commonSets{words: set(commonWords), endings: set(commonEndings), exact: set(commonExact)}
 	c.exact["correct horse battery staple"] = true
-	c.endings[""] = true
 	return c
 })
 
@@ -113,12 +112,16 @@ func commonPassword(password string) bool {
 	if sets.exact[p] {
 		return true
 	}
-	for n := len(p); n > 0; n-- {
-		if !sets.endings[p[n:]] {
-			continue
-		}
-		word := p[:n]
-		if sets.words[word] || sets.words[word[:n/2]] && word[:n/2] == word[n/2:] {
+	return sets.made(p, 2)
+}
+
+// made says whether p is a word, or one twice, before up to n endings.
+func (c commonSets) made(p string, n int) bool {
+	if half := len(p) / 2; c.words[p] || c.words[p[:half]] && p[:half] == p[half:] {
+		return true
+	}
+	for i := len(p) - 1; n > 0 && i > 0; i-- {
+		if c.endings[p[i:]] && c.made(p[:i], n-1) {
 			return true
 		}
 	}

@@ -36,6 +36,8 @@ type Cluster struct {
 	idempotency map[string]state.Idempotency
 	requests    map[[16]byte]state.Result
 	index       uint64
+	prunes      []state.Prune
+	onPropose   OnPropose
 }
 
 // NewCluster makes an empty state. The caller puts signing keys and secrets in with Propose(state.InitCluster).
@@ -279,10 +281,20 @@ func (c *Cluster) Propose(ctx context.Context, requestID [16]byte, cmd state.Com
 	if r, ok := c.requests[requestID]; ok {
 		return r, nil
 	}
+	var failure error
+	if c.onPropose != nil {
+		applied, err := c.onPropose(cmd)
+		if failure = err; err != nil && !applied {
+			return state.Result{}, err
+		}
+	}
 	c.index++
 	r := c.applyLocked(cmd)
 	r.Index = c.index
 	c.requests[requestID] = r
 	c.epoch.Add(1)
+	if failure != nil {
+		return state.Result{}, failure
+	}
 	return r, nil
 }
