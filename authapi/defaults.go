@@ -14,7 +14,9 @@ const (
 	DefaultReadTimeout  = 5 * time.Second
 	DefaultWriteTimeout = 10 * time.Second
 	DefaultIdleTimeout  = 60 * time.Second
-	DefaultMaxConns     = 16384
+	// DefaultMaxConns bounds the memory of connections: each takes some 20 KiB while it is open.
+	DefaultMaxConns      = 16384
+	DefaultMaxConnsPerIP = 1024
 
 	DefaultTokenTTL          = time.Hour
 	DefaultRefreshTTL        = 30 * 24 * time.Hour
@@ -64,6 +66,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.WriteTimeout, DefaultWriteTimeout)
 	setDefault(&c.IdleTimeout, DefaultIdleTimeout)
 	setDefault(&c.MaxConns, DefaultMaxConns)
+	setDefault(&c.MaxConnsPerIP, DefaultMaxConnsPerIP)
 	setDefault(&c.Auth.TokenTTL, DefaultTokenTTL)
 	setDefault(&c.Auth.RefreshTTL, DefaultRefreshTTL)
 	setDefault(&c.Auth.MaxSessions, DefaultMaxSessions)

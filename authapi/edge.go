@@ -20,18 +20,16 @@ const requestIDMax = 64
 
 const crockford = "0123456789abcdefghjkmnpqrstvwxyz"
 
-// setRequestID takes a trusted proxy's X-Request-Id where it is sane, so that one id follows a request through all logs,
-// and makes one otherwise: 120 random bits, which need not be secret.
-func (c *call) setRequestID() {
+// takeRequestID takes a trusted proxy's X-Request-Id where it is sane, so that one id follows a request through all logs.
+func (c *call) takeRequestID() {
 	if c.client.trusted {
 		if id := c.ctx.Request.Header.PeekBytes(headerRequestID); len(id) > 0 && len(id) <= requestIDMax && isToken(id) {
 			c.idLen = copy(c.idBuf[:], id)
-			return
 		}
 	}
-	c.newRequestID()
 }
 
+// newRequestID makes an id of 120 random bits, which need not be secret.
 func (c *call) newRequestID() {
 	c.idLen = 24
 	for i := 0; i < c.idLen; i += 12 {

@@ -33,6 +33,7 @@ type Server struct {
 	credentials *credentialCache
 	router      *node
 	matcher     *matcher
+	admission   *admission
 	http        *fasthttp.Server
 	draining    atomic.Bool
 	catchUps    atomic.Int64
@@ -59,6 +60,7 @@ func New(cfg Config) (*Server, error) {
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
 	s.router = buildRouter(s.routeTable())
+	s.admission = newAdmission(s)
 	s.http = s.newHTTP()
 	s.startAccounts()
 	return s, nil
@@ -74,8 +76,8 @@ func (s *Server) newHTTP() *fasthttp.Server {
 		WriteTimeout:                 s.cfg.WriteTimeout,
 		IdleTimeout:                  s.cfg.IdleTimeout,
 		MaxRequestBodySize:           maxBody,
-		Concurrency:                  s.cfg.MaxConns,
-		MaxConnsPerIP:                s.cfg.MaxConnsPerIP,
+		Concurrency:                  2 * s.cfg.MaxConns, // never reached: admission is the bound
+		ConnState:                    s.admission.closed,
 		MaxRequestsPerConn:           10_000,
 		TCPKeepalive:                 true,
 		TCPKeepalivePeriod:           30 * time.Second,
@@ -91,7 +93,7 @@ func (s *Server) newHTTP() *fasthttp.Server {
 
 // Serve answers requests from ln until Shutdown, which makes it return nil.
 func (s *Server) Serve(ln net.Listener) error {
-	if err := s.http.Serve(ln); err != nil {
+	if err := s.http.Serve(s.admission.listen(ln)); err != nil {
 		return fmt.Errorf("serve http: %w", err)
 	}
 	return nil
@@ -145,8 +147,9 @@ func (c *call) pattern() string {
 
 // serve finds the route, spends from the caller's limit, checks what the route needs, and runs it.
 func (s *Server) serve(c *call) error {
+	c.newRequestID() // first, so that even a panic has one
 	c.client = s.clientOf(c.ctx)
-	c.setRequestID()
+	c.takeRequestID()
 	path := c.ctx.Request.URI().PathOriginal()
 	var bad *Problem
 	var end *endpoint
