@@ -128,7 +128,7 @@ func fill(db *badger.DB, r *snapshotReader) error {
 	defer writer.Cancel()
 	for {
 		key, value, err := r.next()
-		if errors.Is(err, io.EOF) && !errors.Is(err, ErrSnapshot) {
+		if err == io.EOF { // as it is: one inside of ErrSnapshot is a snapshot that was cut off
 			return writer.Flush()
 		}
 		if err != nil {
@@ -141,6 +141,35 @@ func fill(db *badger.DB, r *snapshotReader) error {
 			return err
 		}
 	}
+}
+
+// CheckSnapshot reads a whole snapshot and reports whether Restore would take it, cluster aside. A tool that keeps or
+// brings back a snapshot calls it first. Errors: ErrSnapshot.
+func CheckSnapshot(source io.Reader) error {
+	r, err := newSnapshotReader(source)
+	if err != nil {
+		return err
+	}
+	var at applied
+	for {
+		key, value, err := r.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := checkRecord(key, value); err != nil {
+			return err
+		}
+		if string(key) == string(keyApplied) {
+			at, _ = decodeApplied(value)
+		}
+	}
+	if at.index != r.header.Index || at.term != r.header.Term {
+		return fmt.Errorf("%w: header and records disagree", ErrSnapshot)
+	}
+	return nil
 }
 
 // checkRecord finds out whether this version can read a record. A snapshot of a newer version is refused here, and not
