@@ -1,0 +1,421 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+	"github.com/oklog/ulid/v2"
+)
+
+const (
+	// maxPacket is the largest packet of the limiter. With the sender's name, the label, memberlist's header and the
+	// seal it stays below the MTU, so that no packet depends on fragments.
+	maxPacket = 1200
+	// packetKind is the first byte of a user message that carries a limiter's packet; the sender's ULID follows.
+	packetKind   = 1
+	packetHeader = 1 + 16
+	// packetQueue bounds the packets that wait for the limiter: what it cannot take, the next batch makes good.
+	packetQueue = 4096
+	// rejoinInterval is how often members that gossip has lost sight of are looked up again; right after the start,
+	// and where nobody else is seen, more often.
+	rejoinInterval      = 10 * time.Second
+	rejoinIntervalAlone = 500 * time.Millisecond
+	leaveTimeout        = 2 * time.Second
+)
+
+// gossip is this node's memberlist: liveness, clock offsets and the limiter's packets. Nothing that it says gives a
+// right: who is a member says the Raft configuration, who holds a share says the roster.
+type gossip struct {
+	self      string
+	log       *slog.Logger
+	transport *memberlist.NetTransport
+	address   string // advertised
+	clocks    *clocks
+	events    broadcast // somebody came or went
+
+	receive atomic.Pointer[func(from string, packet []byte)]
+	inbox   chan []byte
+	list    *memberlist.Memberlist // set by start, before anything else uses it
+	started atomic.Bool
+
+	mu    sync.RWMutex
+	alive map[string]*memberlist.Node
+	dead  map[string]time.Time // since when, by this node's clock
+
+	dropped, badPackets, received, sent atomic.Int64
+
+	stop  context.CancelFunc
+	ctx   context.Context
+	wg    sync.WaitGroup
+	drain context.CancelFunc // ends the discarding of packets before the start
+	once  onceIn
+}
+
+// listenGossip binds the UDP and TCP port, so that the address is known before the cluster is.
+func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.Logger) (*gossip, error) {
+	host, portText, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil, fmt.Errorf("gossip.listen: %w", err)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, fmt.Errorf("gossip.listen: port %q is no number", portText)
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	ip, err := resolveIP(host)
+	if err != nil {
+		return nil, fmt.Errorf("gossip.listen: %w", err)
+	}
+	logger = logger.With("component", "gossip")
+	transport, err := bindGossip(ip.String(), int(port), logger)
+	if err != nil {
+		return nil, fmt.Errorf("listen for gossip on %s: %w", listen, err)
+	}
+	address, err := advertised(advertise, &net.TCPAddr{IP: ip, Port: transport.GetAutoBindPort()}, "gossip")
+	if err != nil {
+		return nil, errors.Join(err, transport.Shutdown())
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	drainCtx, drain := context.WithCancel(ctx)
+	g := &gossip{
+		self: self, log: logger, transport: transport, address: address, clocks: clocks,
+		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node), dead: make(map[string]time.Time),
+		ctx: ctx, stop: stop, drain: drain,
+	}
+	// The transport's readers block on their channels: without a memberlist to read them, closing it would hang.
+	g.wg.Go(func() {
+		for {
+			select {
+			case <-transport.PacketCh():
+			case conn := <-transport.StreamCh():
+				conn.Close()
+			case <-drainCtx.Done():
+				return
+			}
+		}
+	})
+	return g, nil
+}
+
+// bindGossip binds both protocols on one port. With port 0 the one that TCP got may be taken on UDP: another try.
+func bindGossip(ip string, port int, logger *slog.Logger) (transport *memberlist.NetTransport, err error) {
+	for range 10 {
+		transport, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
+			BindAddrs: []string{ip}, BindPort: port, Logger: newLineLogger(logger, "gossip"),
+		})
+		if err == nil || port != 0 {
+			return transport, err
+		}
+	}
+	return nil, err
+}
+
+// resolveIP turns a host into an address; memberlist knows no names.
+func resolveIP(host string) (net.IP, error) {
+	if ip := net.ParseIP(host); ip != nil {
+		return ip, nil
+	}
+	ips, err := net.LookupIP(host)
+	if err != nil {
+		return nil, err
+	}
+	return ips[0], nil
+}
+
+// start joins the gossip of a cluster. members lists who should be seen, with their gossip addresses.
+func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr) error {
+	host, portText, err := net.SplitHostPort(g.address)
+	if err != nil {
+		return fmt.Errorf("gossip.advertise: %w", err)
+	}
+	ip, err := resolveIP(host)
+	if err != nil {
+		return fmt.Errorf("gossip.advertise: %w", err)
+	}
+	port, err := strconv.Atoi(portText)
+	if err != nil {
+		return fmt.Errorf("gossip.advertise: %w", err)
+	}
+	c := memberlist.DefaultLANConfig()
+	c.Name = g.self
+	c.Transport = g.transport
+	c.AdvertiseAddr, c.AdvertisePort = ip.String(), port
+	c.BindPort = port
+	// The label is authenticated with every packet: another cluster's packets are dropped even where somebody gave
+	// both the same secret.
+	c.Label = clusterID
+	c.SecretKey = key[:]
+	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
+	c.EnableCompression = false
+	c.TCPTimeout = 3 * time.Second
+	c.DeadNodeReclaimTime = 30 * time.Second
+	c.Logger = newLineLogger(g.log, "gossip")
+	c.Delegate, c.Events, c.Ping, c.Conflict = (*gossipDelegate)(g), (*gossipEvents)(g), (*gossipPing)(g), (*gossipConflict)(g)
+	g.drain()
+	list, err := memberlist.Create(c)
+	if err != nil {
+		return fmt.Errorf("start gossip: %w", err)
+	}
+	g.list = list
+	g.started.Store(true)
+	g.wg.Go(g.deliver)
+	g.wg.Go(func() { g.rejoin(members) })
+	return nil
+}
+
+// rejoin looks up members that gossip does not see. memberlist forgets the dead, so that two halves of a cluster would
+// never find each other again by themselves.
+func (g *gossip) rejoin(members func() []nodeAddr) {
+	for {
+		missing, seen := 0, 0
+		for _, m := range members() {
+			if m.ID == g.self || m.Gossip == "" {
+				continue
+			}
+			if g.isAlive(m.ID) {
+				seen++
+				continue
+			}
+			missing++
+			// One at a time: each names one node and fails for itself.
+			if _, err := g.list.Join([]string{m.Gossip}); err != nil {
+				g.log.Debug("member not reached by gossip", "node", m.ID, "error", err)
+			}
+			if g.ctx.Err() != nil {
+				return
+			}
+		}
+		wait := rejoinInterval
+		if missing > 0 && seen == 0 {
+			wait = rejoinIntervalAlone
+		}
+		select {
+		case <-time.After(wait):
+		case <-g.ctx.Done():
+			return
+		}
+	}
+}
+
+// deliver hands packets to the limiter, one at a time.
+func (g *gossip) deliver() {
+	for {
+		select {
+		case msg := <-g.inbox:
+			receive := g.receive.Load()
+			if receive == nil {
+				continue
+			}
+			from, packet, ok := openPacket(msg)
+			if !ok || from == g.self {
+				g.badPackets.Add(1)
+				continue
+			}
+			g.received.Add(1)
+			(*receive)(from, packet)
+		case <-g.ctx.Done():
+			return
+		}
+	}
+}
+
+// sealPacket puts the sender before a limiter's packet.
+func sealPacket(self string, packet []byte) ([]byte, error) {
+	if len(packet) > maxPacket {
+		return nil, fmt.Errorf("packet of %d bytes, at most %d", len(packet), maxPacket)
+	}
+	id, err := ulid.ParseStrict(strings.ToUpper(strings.TrimPrefix(self, nodeIDPrefix)))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, 0, packetHeader+len(packet))
+	out = append(out, packetKind)
+	out = append(out, id[:]...)
+	return append(out, packet...), nil
+}
+
+// openPacket undoes sealPacket. packet shares msg's memory.
+func openPacket(msg []byte) (from string, packet []byte, ok bool) {
+	if len(msg) < packetHeader || len(msg) > packetHeader+maxPacket || msg[0] != packetKind {
+		return "", nil, false
+	}
+	var id ulid.ULID
+	copy(id[:], msg[1:packetHeader])
+	return nodeIDPrefix + strings.ToLower(id.String()), msg[packetHeader:], true
+}
+
+// Send implements limiter.Transport: best effort, one packet of at most 1,200 bytes, dropped where the node is not seen.
+// It keeps nothing of packet.
+func (g *gossip) Send(node string, packet []byte) {
+	g.mu.RLock()
+	to := g.alive[node]
+	g.mu.RUnlock()
+	if to == nil || !g.started.Load() {
+		return
+	}
+	msg, err := sealPacket(g.self, packet)
+	if err != nil {
+		if g.once.allow("packet", time.Minute) {
+			g.log.Warn("packet not sent", "error", err)
+		}
+		return
+	}
+	if err := g.list.SendBestEffort(to, msg); err != nil {
+		g.log.Debug("packet not sent", "node", node, "error", err)
+		return
+	}
+	g.sent.Add(1)
+}
+
+// isAlive reports whether gossip sees the node.
+func (g *gossip) isAlive(id string) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.alive[id] != nil
+}
+
+// deadSince is since when gossip does not see the node, the zero time where it never did; dead is false where it does.
+func (g *gossip) deadSince(id string) (since time.Time, dead bool) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.alive[id] != nil {
+		return time.Time{}, false
+	}
+	return g.dead[id], true
+}
+
+// seen counts the nodes that gossip sees, this one included.
+func (g *gossip) seen() int {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return len(g.alive)
+}
+
+// leave tells the others that this node is going.
+func (g *gossip) leave() error {
+	if !g.started.Load() {
+		return nil
+	}
+	return g.list.Leave(leaveTimeout)
+}
+
+// close stops everything and waits for it.
+func (g *gossip) close() error {
+	g.stop()
+	var err error
+	if g.started.Load() {
+		err = g.list.Shutdown()
+	} else {
+		// Still drained by nobody: the context is over. Closing needs the readers free.
+		done := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-g.transport.PacketCh():
+				case conn := <-g.transport.StreamCh():
+					conn.Close()
+				case <-done:
+					return
+				}
+			}
+		}()
+		err = g.transport.Shutdown()
+		close(done)
+	}
+	g.wg.Wait()
+	return err
+}
+
+// gossipDelegate is memberlist's Delegate.
+type gossipDelegate gossip
+
+// NodeMeta tells nothing: a node's name is its id, and the replicated state knows the rest.
+func (*gossipDelegate) NodeMeta(int) []byte { return nil }
+
+// NotifyMsg runs on memberlist's only handler for messages of low priority, suspicions included: it copies and goes.
+func (d *gossipDelegate) NotifyMsg(msg []byte) {
+	if len(msg) == 0 || len(msg) > packetHeader+maxPacket {
+		d.badPackets.Add(1)
+		return
+	}
+	select {
+	case d.inbox <- slices.Clone(msg):
+	default:
+		d.dropped.Add(1)
+	}
+}
+
+func (*gossipDelegate) GetBroadcasts(int, int) [][]byte { return nil }
+func (*gossipDelegate) LocalState(bool) []byte          { return nil }
+func (*gossipDelegate) MergeRemoteState([]byte, bool)   {}
+
+// gossipEvents is memberlist's EventDelegate.
+type gossipEvents gossip
+
+func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
+	node := *n
+	e.mu.Lock()
+	e.alive[n.Name] = &node
+	delete(e.dead, n.Name)
+	e.mu.Unlock()
+	if n.Name != e.self {
+		e.log.Info("node seen", "node", n.Name, "address", n.Address())
+	}
+	e.events.signal()
+}
+
+func (e *gossipEvents) NotifyLeave(n *memberlist.Node) {
+	e.mu.Lock()
+	delete(e.alive, n.Name)
+	e.dead[n.Name] = time.Now()
+	e.mu.Unlock()
+	e.clocks.forget(n.Name)
+	if n.Name != e.self {
+		e.log.Info("node lost", "node", n.Name, "address", n.Address())
+	}
+	e.events.signal()
+}
+
+func (e *gossipEvents) NotifyUpdate(n *memberlist.Node) {
+	node := *n
+	e.mu.Lock()
+	e.alive[n.Name] = &node
+	e.mu.Unlock()
+}
+
+// gossipPing is memberlist's PingDelegate: every acknowledgement carries the clock of the node that sent it.
+type gossipPing gossip
+
+func (p *gossipPing) AckPayload() []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(p.clocks.now().UnixNano()))
+}
+
+func (p *gossipPing) NotifyPingComplete(other *memberlist.Node, rtt time.Duration, payload []byte) {
+	if len(payload) != 8 {
+		return
+	}
+	theirs := time.Unix(0, int64(binary.BigEndian.Uint64(payload)))
+	p.clocks.observe(other.Name, theirs, rtt)
+}
+
+// gossipConflict is memberlist's ConflictDelegate.
+type gossipConflict gossip
+
+func (c *gossipConflict) NotifyConflict(existing, other *memberlist.Node) {
+	if c.once.allow("conflict "+existing.Name, time.Minute) {
+		c.log.Warn("two addresses for one node", "node", existing.Name, "known", existing.Address(), "claimed", other.Address())
+	}
+}

@@ -1,0 +1,643 @@
+package node
+
+// Order of the start (Open, then form in the background):
+//
+//  1. Secrets and data directory: nothing else may touch the disk before the lock is held.
+//  2. Replicated state from the disk.
+//  3. Listeners: gossip, peers, admin, public. All addresses are known from here on, and whoever asks gets an answer: the
+//     public API says 503 until the node is ready, peers get this node's hello, which the formation needs.
+//  4. The cluster is formed, joined or found again, however long that takes.
+//  5. Raft, then gossip, which goes by Raft's members; then what rests on both: freshness probes and the leader's work.
+//  6. The limiter, once the replicated state has the key of the bucket hash.
+//
+// Order of the stop (Drain, then Close):
+//
+//  1. Readiness goes, so that load balancers look elsewhere; drain_delay lets them notice.
+//  2. The public listener closes and requests in flight are finished; all of the node still works for them.
+//  3. Leadership is handed over, before Raft stops, so that writes elsewhere do not wait for an election.
+//  4. Gossip says goodbye. The node stays in the Raft configuration: it is expected back.
+//  5. The leader's work and the probes stop, then Raft, then the limiter: what Raft still applies may reach it.
+//  6. Peers' connections, gossip, the state, and last the lock of the data directory.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"sluice/authapi"
+	"sluice/raftfsm"
+	"sluice/raftfsm/state"
+)
+
+// Node is one running node. All methods are safe for concurrent use.
+type Node struct {
+	cfg  Config
+	opts options
+	log  *slog.Logger
+
+	data      *dataDir
+	keys      clusterKeys
+	sealer    *Sealer
+	creds     PeerCredentials
+	book      *addressBook
+	clocks    *clocks
+	fsm       *raftfsm.FSM
+	gossip    *gossip
+	peers     *peerListener
+	rpcServer *http.Server
+	rpc       *rpcClient
+	dialer    *dialer
+	api       *authapi.Server
+	admin     *adminServer
+	limits    limits
+	proposer  *proposer
+	freshness *freshness
+	barriers  *barriers
+	former    *former
+	joiner    *joiner
+
+	peerAddress string
+	httpAddress net.Addr
+
+	consensus atomic.Pointer[consensus]
+	formedID  atomic.Pointer[string]
+	draining  atomic.Bool
+
+	ctx    context.Context // ends with Close or a failure; its cause is the failure
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // form and all the loops
+	ready  chan struct{}
+
+	serveErr  chan error // the public listener's end
+	drainOnce sync.Once
+	drainErr  error
+	closeOnce sync.Once
+	closeErr  error
+	apiOnce   sync.Once
+	apiErr    error
+}
+
+// errClosed is the cause of a context that ended since the node was closed.
+var errClosed = errors.New("node closed")
+
+// Open starts a node. It returns once the node listens; the cluster is formed, joined or found again in the background,
+// which may take as long as other nodes do: see Ready. What ends the node later is told by Run and Done.
+//
+// ctx bounds Open itself only. On an error everything is released.
+func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) {
+	o := options{logger: slog.Default(), version: "dev", clock: time.Now}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	n := &Node{
+		cfg: cfg, opts: o, log: o.logger,
+		book: newAddressBook(), clocks: newClocks(o.clock),
+		ready: make(chan struct{}), serveErr: make(chan error, 1),
+	}
+	n.ctx, n.cancel = context.WithCancelCause(context.Background())
+	n.limits.now = o.clock
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+			for _, ln := range []net.Listener{o.http, o.peer, o.admin} {
+				if ln != nil {
+					ln.Close()
+				}
+			}
+		}
+	}()
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := n.openStores(); err != nil {
+		return nil, err
+	}
+	n.proposer = newProposer(n.data.NodeID, n.consensus.Load, func(ctx context.Context, leader string, envelope []byte) (state.Result, error) {
+		return n.rpc.forward(ctx, leader, envelope)
+	}, o.clock)
+	n.freshness = newFreshness(n.confirm, n.fsm.WaitApplied, time.Duration(cfg.Auth.MaxStaleness))
+	n.barriers = newBarriers(func(ctx context.Context, cmd state.Command) (state.Result, error) {
+		k := n.consensus.Load()
+		if k == nil {
+			return state.Result{}, errNotLeader
+		}
+		return k.proposeHere(ctx, n.opts.clock(), cmd)
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := n.listen(); err != nil {
+		return nil, err
+	}
+	n.wg.Go(func() {
+		if err := n.form(n.ctx); err != nil && n.ctx.Err() == nil {
+			n.fail(err)
+		}
+	})
+	n.wg.Go(n.watchReady)
+	return n, nil
+}
+
+// openStores reads the secrets, locks the data directory and opens the replicated state.
+func (n *Node) openStores() error {
+	secret, err := readSecret("secrets.cluster", n.cfg.Secrets.Cluster, n.cfg.Secrets.ClusterFile)
+	if err != nil {
+		return err
+	}
+	if n.keys, err = deriveClusterKeys(secret); err != nil {
+		return err
+	}
+	key, err := readSecret("secrets.key", n.cfg.Secrets.Key, n.cfg.Secrets.KeyFile)
+	if err != nil {
+		return err
+	}
+	if n.sealer, err = newSealer(key); err != nil {
+		return err
+	}
+	if n.data, err = openDataDir(n.cfg.DataDir, n.opts.clock()); err != nil {
+		return err
+	}
+	n.log = nodeLogger(n.opts.logger, n.data.NodeID, n.cfg.Name)
+	n.creds, err = newDerivedCredentials(n.keys, PeerIdentity{NodeID: n.data.NodeID, Cluster: n.cfg.Cluster}, n.opts.clock)
+	if err != nil {
+		return err
+	}
+	dir, err := n.data.sub(stateDir)
+	if err != nil {
+		return err
+	}
+	c := raftfsm.Config{Dir: dir, Logger: n.log.With("component", "state"), Fatal: n.opts.fatal}
+	m, err := n.data.membership()
+	if err != nil {
+		return err
+	}
+	if m != nil {
+		c.ClusterID = m.ClusterID
+		n.formedID.Store(&m.ClusterID)
+	}
+	n.fsm, err = raftfsm.Open(c)
+	return err
+}
+
+// listen opens all listeners and serves on them.
+func (n *Node) listen() error {
+	var err error
+	n.gossip, err = listenGossip(n.data.NodeID, n.cfg.Gossip.Listen, n.cfg.Gossip.Advertise, n.clocks, n.log)
+	if err != nil {
+		return err
+	}
+	peerLog := n.log.With("component", "peer")
+	if n.opts.peer == nil {
+		if n.opts.peer, err = net.Listen("tcp", n.cfg.Peer.Listen); err != nil {
+			return fmt.Errorf("listen for peers: %w", err)
+		}
+	}
+	if n.peerAddress, err = advertised(n.cfg.Peer.Advertise, n.opts.peer.Addr(), "peer"); err != nil {
+		return err
+	}
+	n.dialer = &dialer{creds: n.creds, resolve: n.book.peer, log: peerLog}
+	n.rpc = &rpcClient{
+		http: newRPCClient(n.dialer), clusterID: n.clusterID,
+		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
+	}
+	n.newFormer(peerLog)
+	n.peers = newPeerListener(n.opts.peer, n.creds, peerLog)
+	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, peerLog)
+	n.wg.Go(func() { n.rpcServer.Serve(n.peers.listener(n.peers.rpc, advertisedAddr(n.peerAddress))) })
+
+	config, err := n.apiConfig()
+	if err != nil {
+		return err
+	}
+	if n.api, err = authapi.New(config); err != nil {
+		return err
+	}
+	if n.cfg.Admin.Listen != "" || n.opts.admin != nil {
+		if n.opts.admin == nil {
+			if n.opts.admin, err = net.Listen("tcp", n.cfg.Admin.Listen); err != nil {
+				return fmt.Errorf("listen for operators: %w", err)
+			}
+		}
+		n.admin = newAdminServer(n)
+		n.wg.Go(func() { n.admin.http.Serve(n.opts.admin) })
+	}
+	if n.opts.http == nil {
+		if n.opts.http, err = net.Listen("tcp", n.cfg.HTTP.Listen); err != nil {
+			return fmt.Errorf("listen for clients: %w", err)
+		}
+	}
+	n.httpAddress = n.opts.http.Addr()
+	n.wg.Go(func() {
+		if err := n.api.Serve(n.opts.http); err != nil {
+			n.fail(err)
+		}
+	})
+	n.log.Info("listening", "http", n.httpAddress.String(), "peer", n.peerAddress, "gossip", n.gossip.address)
+	return nil
+}
+
+// form brings this node into its cluster and starts what rests on it. It owns every loop it starts: they end with ctx.
+func (n *Node) form(ctx context.Context) error {
+	found, err := n.findCluster(ctx)
+	if err != nil {
+		return err
+	}
+	dir, err := n.data.sub(raftDir)
+	if err != nil {
+		return err
+	}
+	if found.formation != nil {
+		n.book.setServers(found.formation.Members)
+	}
+	k, err := openConsensus(consensusConfig{
+		self: n.data.NodeID, dir: dir, raft: n.cfg.Raft,
+		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer},
+		fsm:       n.fsm,
+		log:       n.log,
+		fatal:     n.opts.fatal,
+		bootstrap: found.bootstrap,
+		member:    found.member,
+	})
+	if err != nil {
+		return err
+	}
+	n.consensus.Store(k)
+	n.formedID.Store(&found.clusterID)
+	if found.bootstrap != nil {
+		if err := n.data.setMembership(found.clusterID, n.opts.clock()); err != nil {
+			return err
+		}
+	}
+	n.refreshBook()
+	n.wg.Go(func() { n.followState(ctx) })
+	n.wg.Go(func() { n.barriers.run(ctx) })
+	n.wg.Go(func() { n.freshness.run(ctx) })
+	if err := n.gossip.start(found.clusterID, n.keys.gossip, n.gossipMembers); err != nil {
+		return err
+	}
+	o := &office{
+		self: n.data.NodeID, k: k, barriers: n.barriers, gossip: n.gossip, clocks: n.clocks, book: n.book,
+		lease: time.Duration(n.cfg.Limits.Lease), deadAfter: time.Duration(n.cfg.Limits.DeadAfter),
+		maxSkew: time.Duration(n.cfg.Limits.MaxClockSkew), keep: max(minRosterKeep, 2*longestWindow),
+		now: n.opts.clock, maintain: n.api.Maintain, log: n.log.With("component", "leader"),
+	}
+	n.wg.Go(func() { o.run(ctx) })
+	n.wg.Go(func() { n.announce(ctx) })
+	n.wg.Go(func() { n.watchRemoval(ctx, k) })
+	if err := n.finishJoin(ctx, k, found); err != nil {
+		return err
+	}
+	return n.startLimiter(ctx)
+}
+
+// followState hands on what the replicated state says about shares and addresses.
+func (n *Node) followState(ctx context.Context) {
+	wake := make(chan struct{}, 1)
+	cancel := n.fsm.Subscribe(func() {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	})
+	defer cancel()
+	for {
+		if l := n.limits.limiter.Load(); l != nil {
+			l.SetState(limiterState(n.fsm.Limiter()))
+		}
+		n.refreshBook()
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// startLimiter opens the limiter as soon as the cluster's secrets are known.
+func (n *Node) startLimiter(ctx context.Context) error {
+	for {
+		secrets, err := n.fsm.View().ClusterSecrets()
+		if err != nil {
+			return fmt.Errorf("read cluster secrets: %w", err)
+		}
+		if secrets != nil {
+			if err := n.api.CheckSecrets(); err != nil {
+				return fmt.Errorf("%w: %w", ErrOtherKey, err)
+			}
+			l, err := n.openLimiter(secrets)
+			if err != nil {
+				return err
+			}
+			l.SetState(limiterState(n.fsm.Limiter()))
+			receive := l.Receive
+			n.gossip.receive.Store(&receive)
+			n.limits.limiter.Store(l)
+			// The state may have moved between the reading and the publishing: from here on followState sees to it.
+			l.SetState(limiterState(n.fsm.Limiter()))
+			return nil
+		}
+		// Only the first leader of a new cluster is waited for.
+		if err := n.fsm.WaitApplied(ctx, n.fsm.AppliedIndex()+1); err != nil {
+			return err
+		}
+	}
+}
+
+// announce tells the others where this node is: at once those it can reach, then by an entry, where what the state says
+// is not so any more.
+func (n *Node) announce(ctx context.Context) {
+	self := n.rpc.self
+	for _, m := range n.members() {
+		if m.ID == self.ID {
+			continue
+		}
+		n.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, formationTimeout)
+			defer cancel()
+			if reply, err := n.rpc.hello(ctx, m.ID); err == nil {
+				n.learn(reply)
+			}
+		})
+	}
+	for {
+		if n.announced() {
+			return
+		}
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+			defer cancel()
+			_, err := n.proposer.propose(ctx, newRequestID(), state.PutNode{Node: state.NodeInfo{
+				ID: self.ID, Name: n.cfg.Name, PeerAddress: self.Peer, GossipAddress: self.Gossip,
+				Version: n.opts.version, JoinedAt: n.opts.clock().UnixMilli(),
+			}})
+			return err
+		}()
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(retryMost):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// announced reports whether the replicated state says of this node what it would say itself.
+func (n *Node) announced() bool {
+	infos, err := n.fsm.Nodes()
+	if err != nil {
+		return false
+	}
+	self := n.rpc.self
+	return slices.ContainsFunc(infos, func(i state.NodeInfo) bool {
+		return i.ID == self.ID && i.Name == n.cfg.Name && i.PeerAddress == self.Peer && i.GossipAddress == self.Gossip && i.Version == n.opts.version
+	})
+}
+
+// watchRemoval ends the node where the cluster removed it: Raft then shuts itself down, and the process must not live on
+// as if nothing had happened.
+func (n *Node) watchRemoval(ctx context.Context, k *consensus) {
+	for {
+		changed := k.leadership.wait()
+		if k.raft.State() == raft.Shutdown {
+			if ctx.Err() == nil {
+				n.fail(ErrRemoved)
+			}
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Second): // Raft tells nobody of its own end
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// watchReady closes ready once every check passes.
+func (n *Node) watchReady() {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	var said string
+	next := time.Now().Add(10 * time.Second)
+	for {
+		err := n.healthError()
+		if err == nil {
+			n.log.Info("ready")
+			close(n.ready)
+			return
+		}
+		if time.Now().After(next) && said != err.Error() {
+			said, next = err.Error(), time.Now().Add(10*time.Second)
+			n.log.Info("not ready yet", "reason", said)
+		}
+		select {
+		case <-tick.C:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// fail ends the node with an error; the first one counts.
+func (n *Node) fail(err error) {
+	n.log.Error("node failed", "error", err)
+	n.cancel(err)
+}
+
+// Ready is closed once the node was fit for traffic for the first time. See Health for what is so now.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Done is closed when the node has failed or was closed; Err says why.
+func (n *Node) Done() <-chan struct{} { return n.ctx.Done() }
+
+// Err is what ended the node, nil while it runs and after a plain Close.
+func (n *Node) Err() error {
+	if err := context.Cause(n.ctx); err != nil && !errors.Is(err, errClosed) {
+		return err
+	}
+	return nil
+}
+
+// ID is the node's id.
+func (n *Node) ID() string { return n.data.NodeID }
+
+// HTTPAddr is where clients are served.
+func (n *Node) HTTPAddr() net.Addr { return n.httpAddress }
+
+// AdminAddr is where operators are served, nil if that is off.
+func (n *Node) AdminAddr() net.Addr {
+	if n.admin == nil {
+		return nil
+	}
+	return n.opts.admin.Addr()
+}
+
+// PeerAddress is the advertised host:port of the peer listener.
+func (n *Node) PeerAddress() string { return n.peerAddress }
+
+// GossipAddress is the advertised host:port of the gossip listener.
+func (n *Node) GossipAddress() string { return n.gossip.address }
+
+// LeaderID is the id of the node that leads as far as this one knows, "" for none.
+func (n *Node) LeaderID() string {
+	if k := n.consensus.Load(); k != nil {
+		return k.leader()
+	}
+	return ""
+}
+
+// Cluster is what the handlers of the public API use of the node.
+func (n *Node) Cluster() authapi.Cluster { return (*apiCluster)(n) }
+
+// State is this node's view of the replicated state.
+func (n *Node) State() *raftfsm.View { return n.fsm.View() }
+
+// AppliedIndex is the index of the last entry that this node has applied.
+func (n *Node) AppliedIndex() uint64 { return n.fsm.AppliedIndex() }
+
+// Rosters is what the log says about shares, as applied here.
+func (n *Node) Rosters() state.LimiterState { return n.fsm.Limiter() }
+
+// Run waits until ctx ends, then drains and closes the node; or until the node fails, and closes it. The error is the
+// failure's, nil after a clean end.
+func (n *Node) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return errors.Join(n.Drain(context.WithoutCancel(ctx)), n.Close())
+	case <-n.Done():
+		err := n.Err()
+		return errors.Join(err, n.Close())
+	}
+}
+
+// Drain makes the node unready, waits drain_delay, finishes the requests in flight within drain_timeout, and hands the
+// leadership over. The node stays in the Raft configuration. Close still has to be called. The error tells what was not
+// finished in time; ctx cuts all of it short.
+func (n *Node) Drain(ctx context.Context) error {
+	n.drainOnce.Do(func() {
+		n.draining.Store(true)
+		n.log.Info("draining")
+		n.api.SetDraining()
+		if delay := time.Duration(n.cfg.HTTP.DrainDelay); delay > 0 {
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+			case <-n.ctx.Done():
+			}
+		}
+		timeout, cancel := context.WithTimeout(ctx, time.Duration(n.cfg.HTTP.DrainTimeout))
+		defer cancel()
+		errs := []error{n.shutdownAPI(timeout)}
+		if k := n.consensus.Load(); k != nil {
+			timeout, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			if err := k.transferLeadership(timeout); err != nil {
+				n.log.Info("leadership not handed over", "error", err)
+			}
+		}
+		if err := n.gossip.leave(); err != nil {
+			n.log.Info("gossip not left", "error", err)
+		}
+		n.drainErr = errors.Join(errs...)
+	})
+	return n.drainErr
+}
+
+func (n *Node) shutdownAPI(ctx context.Context) error {
+	n.apiOnce.Do(func() {
+		if n.api == nil {
+			return
+		}
+		n.apiErr = n.api.Shutdown(ctx)
+	})
+	return n.apiErr
+}
+
+// closeGrace is what requests in flight get where Close was not preceded by Drain.
+const closeGrace = 200 * time.Millisecond
+
+// Close stops the node at once and releases everything; see Drain for a polite end. It is idempotent, goes on past
+// failures and joins the errors.
+func (n *Node) Close() error {
+	n.closeOnce.Do(func() {
+		n.draining.Store(true)
+		n.cancel(errClosed)
+		var errs []error
+		add := func(what string, err error) {
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			}
+		}
+		if n.api != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), closeGrace)
+			if err := n.shutdownAPI(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				add("close api", err)
+			}
+			cancel()
+		}
+		if n.admin != nil {
+			add("close admin listener", n.admin.http.Close())
+		}
+		if n.freshness != nil {
+			n.freshness.close()
+		}
+		// Connections go before Raft: its loops must not wait for a peer that does not answer.
+		if n.rpcServer != nil {
+			add("close peer calls", n.rpcServer.Close())
+		}
+		if n.peers != nil {
+			add("close peer listener", n.peers.close())
+		}
+		if n.rpc != nil {
+			n.rpc.close()
+		}
+		n.closeConsensus(add)
+		n.wg.Wait() // form may have started Raft or the limiter meanwhile
+		n.closeConsensus(add)
+		if l := n.limits.limiter.Load(); l != nil {
+			add("close limiter", l.Close())
+		}
+		if n.gossip != nil {
+			add("close gossip", n.gossip.close())
+		}
+		if n.fsm != nil {
+			add("close state", n.fsm.Close())
+		}
+		if n.data != nil {
+			add("release data directory", n.data.close())
+		}
+		n.closeErr = errors.Join(errs...)
+		if n.closeErr == nil {
+			n.log.Info("closed")
+		}
+	})
+	return n.closeErr
+}
+
+func (n *Node) closeConsensus(add func(string, error)) {
+	if k := n.consensus.Load(); k != nil {
+		add("close raft", k.close())
+	}
+}
+
+// strict says whether a node cut off from the log opens no new window.
+func (n *Node) strict() bool { return n.cfg.Limits.OnIsolation != "available" }
+
+// clusterID is the id of the cluster that this node belongs to, "" before it does.
+func (n *Node) clusterID() string {
+	if id := n.formedID.Load(); id != nil {
+		return *id
+	}
+	return ""
+}

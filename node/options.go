@@ -1,0 +1,42 @@
+package node
+
+import (
+	"log/slog"
+	"net"
+	"time"
+)
+
+// Option changes how Open runs a node.
+type Option func(*options)
+
+type options struct {
+	logger  *slog.Logger
+	version string
+	clock   func() time.Time
+	fatal   func(error)
+	http    net.Listener
+	peer    net.Listener
+	admin   net.Listener
+}
+
+// WithLogger sets the logger; without it the node logs to slog.Default().
+func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger = logger } }
+
+// WithVersion sets the version that the node shows; without it "dev".
+func WithVersion(version string) Option { return func(o *options) { o.version = version } }
+
+// WithClock replaces time.Now where the node decides by the wall clock.
+func WithClock(clock func() time.Time) Option { return func(o *options) { o.clock = clock } }
+
+// WithFatal replaces what ends the process where going on would make replicas differ or trust a disk that has failed;
+// without it the process exits with 2 at once.
+func WithFatal(fatal func(error)) Option { return func(o *options) { o.fatal = fatal } }
+
+// WithHTTPListener serves the public API on a listener that is open already. The node closes it.
+func WithHTTPListener(ln net.Listener) Option { return func(o *options) { o.http = ln } }
+
+// WithPeerListener takes peers on a listener that is open already. The node closes it.
+func WithPeerListener(ln net.Listener) Option { return func(o *options) { o.peer = ln } }
+
+// WithAdminListener serves operators on a listener that is open already. The node closes it.
+func WithAdminListener(ln net.Listener) Option { return func(o *options) { o.admin = ln } }

@@ -1,0 +1,339 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Bounds of the peer listener. A stranger who reaches it can cost this node at most maxPendingHandshakes handshakes at
+// a time, each for handshakeTimeout; a peer at most maxConnsPerPeer connections.
+const (
+	handshakeTimeout     = 3 * time.Second
+	maxPendingHandshakes = 64
+	maxConnsPerPeer      = 24
+	refusedLogInterval   = 10 * time.Second
+)
+
+// peerListener accepts the peers' connections, authenticates them and hands them to Raft or to the RPC server by the
+// application protocol they chose. It owns the TCP listener, one accepting goroutine and one goroutine per handshake.
+type peerListener struct {
+	inner net.Listener
+	creds PeerCredentials
+	log   *slog.Logger
+	raft  chan net.Conn // to Accept of the stream layer
+	rpc   chan net.Conn // to Accept of the HTTP server
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	once   onceIn
+
+	mu     sync.Mutex
+	conns  map[*countedConn]struct{}
+	byPeer map[string]int
+	closed bool
+}
+
+func newPeerListener(inner net.Listener, creds PeerCredentials, logger *slog.Logger) *peerListener {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &peerListener{
+		inner: inner, creds: creds, log: logger,
+		raft: make(chan net.Conn), rpc: make(chan net.Conn),
+		ctx: ctx, cancel: cancel,
+		conns: make(map[*countedConn]struct{}), byPeer: make(map[string]int),
+	}
+	p.wg.Go(p.accept)
+	return p
+}
+
+// countedConn is a raw connection that leaves the listener's books when it is closed.
+type countedConn struct {
+	net.Conn
+	owner *peerListener
+	peer  string // guarded by owner.mu; "" before the handshake
+	once  sync.Once
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.owner.forget(c) })
+	return c.Conn.Close()
+}
+
+func (p *peerListener) forget(c *countedConn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+	if c.peer != "" {
+		if p.byPeer[c.peer]--; p.byPeer[c.peer] == 0 {
+			delete(p.byPeer, c.peer)
+		}
+	}
+}
+
+func (p *peerListener) accept() {
+	pending := make(chan struct{}, maxPendingHandshakes)
+	for {
+		// The place is taken before the connection is accepted: beyond the bound, strangers wait in the kernel's queue.
+		select {
+		case pending <- struct{}{}:
+		case <-p.ctx.Done():
+			return
+		}
+		conn, err := p.inner.Accept()
+		if err != nil {
+			<-pending
+			if p.ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of file descriptors, mostly: wait rather than spin.
+			p.log.Warn("peer connection not accepted", "error", err)
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-p.ctx.Done():
+				return
+			}
+			continue
+		}
+		counted := &countedConn{Conn: conn, owner: p}
+		p.mu.Lock()
+		if p.closed {
+			p.mu.Unlock()
+			conn.Close()
+			<-pending
+			return
+		}
+		p.conns[counted] = struct{}{}
+		p.mu.Unlock()
+		p.wg.Go(func() {
+			tlsConn, err := p.handshake(counted)
+			<-pending
+			if err != nil {
+				counted.Close()
+				if p.ctx.Err() == nil && p.once.allow(err.Error(), refusedLogInterval) {
+					p.log.Warn("peer connection refused", "address", conn.RemoteAddr().String(), "error", err)
+				}
+				return
+			}
+			p.deliver(tlsConn)
+		})
+	}
+}
+
+// handshake authenticates the other end within the deadline and enters the connection under its name.
+func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
+	config := p.creds.ServerConfig()
+	config.NextProtos = []string{protoRaft, protoRPC}
+	tlsConn := tls.Server(conn, config)
+	ctx, cancel := context.WithTimeout(p.ctx, handshakeTimeout)
+	defer cancel()
+	if err := tlsConn.HandshakeContext(ctx); err != nil {
+		return nil, plainHandshakeError(err)
+	}
+	state := tlsConn.ConnectionState()
+	if state.NegotiatedProtocol == "" {
+		return nil, errors.New("no application protocol")
+	}
+	id, err := p.creds.Identity(state)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.byPeer[id.NodeID] >= maxConnsPerPeer {
+		return nil, fmt.Errorf("more than %d connections of %s", maxConnsPerPeer, id.NodeID)
+	}
+	p.byPeer[id.NodeID]++
+	conn.peer = id.NodeID
+	return tlsConn, nil
+}
+
+// deliver hands a connection to its protocol's server, or closes it where that one is not there.
+func (p *peerListener) deliver(conn *tls.Conn) {
+	to := p.rpc
+	if conn.ConnectionState().NegotiatedProtocol == protoRaft {
+		to = p.raft
+	}
+	timer := time.NewTimer(handshakeTimeout)
+	defer timer.Stop()
+	select {
+	case to <- conn:
+	case <-timer.C: // Raft does not run yet: the peer's Raft will dial again
+		conn.Close()
+	case <-p.ctx.Done():
+		conn.Close()
+	}
+}
+
+// close stops accepting and cuts every connection, then waits for the goroutines.
+func (p *peerListener) close() error {
+	p.cancel()
+	err := p.inner.Close()
+	p.mu.Lock()
+	p.closed = true
+	conns := make([]*countedConn, 0, len(p.conns))
+	for c := range p.conns {
+		conns = append(conns, c)
+	}
+	p.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+	p.wg.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	return err
+}
+
+// plainHandshakeError makes the two mistakes that operators make readable, at whichever end the check failed first.
+func plainHandshakeError(err error) error {
+	switch {
+	case errors.Is(err, errOtherSecret), errors.Is(err, errOtherCluster), errors.Is(err, errOtherNode):
+		return err
+	}
+	var alert tls.AlertError
+	var remote *net.OpError
+	if errors.As(err, &alert) || (errors.As(err, &remote) && remote.Op == "remote error") {
+		return fmt.Errorf("the peer refused this node (another cluster secret or cluster name?): %w", err)
+	}
+	return fmt.Errorf("peer handshake: %w", err)
+}
+
+// protoListener is the net.Listener of one protocol. Closing it stops its Accept only.
+type protoListener struct {
+	owner *peerListener
+	conns chan net.Conn
+	addr  net.Addr
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (p *peerListener) listener(conns chan net.Conn, addr net.Addr) *protoListener {
+	return &protoListener{owner: p, conns: conns, addr: addr, done: make(chan struct{})}
+}
+
+func (l *protoListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	case <-l.owner.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *protoListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *protoListener) Addr() net.Addr { return l.addr }
+
+// advertisedAddr is a host:port that is told to peers; it may be a name.
+type advertisedAddr string
+
+func (advertisedAddr) Network() string  { return "tcp" }
+func (a advertisedAddr) String() string { return string(a) }
+
+// dialer opens authenticated connections to peers, by node id or by address.
+type dialer struct {
+	creds   PeerCredentials
+	resolve func(nodeID string) (string, error) // to a host:port
+	log     *slog.Logger
+	once    onceIn
+}
+
+// dial connects to target, a node id (then that node has to answer) or a host:port (then any node of the cluster may).
+func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, error) {
+	address, nodeID := target, ""
+	if validNodeID(target) {
+		nodeID = target
+		var err error
+		if address, err = d.resolve(target); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("dial peer: %w", err)
+	}
+	config := d.creds.ClientConfig(nodeID)
+	config.NextProtos = []string{proto}
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		err = plainHandshakeError(err)
+		if !errors.Is(err, context.Canceled) && d.once.allow(err.Error(), refusedLogInterval) {
+			d.log.Warn("peer not reached", "address", address, "error", err)
+		}
+		return nil, err
+	}
+	if conn.ConnectionState().NegotiatedProtocol != proto {
+		conn.Close()
+		return nil, fmt.Errorf("peer at %s does not speak %s", address, proto)
+	}
+	return conn, nil
+}
+
+// streamLayer is Raft's transport over the peer listener. It implements raft.StreamLayer; an address that it dials is a
+// node id, so that a node is reached wherever it is known to be now, and nobody else is mistaken for it.
+type streamLayer struct {
+	*protoListener
+	dialer *dialer
+}
+
+var _ raft.StreamLayer = (*streamLayer)(nil)
+
+// Dial implements raft.StreamLayer.
+func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return s.dialer.dial(ctx, string(address), protoRaft)
+}
+
+// idAddresses makes Raft dial node ids. It implements raft.ServerAddressProvider.
+type idAddresses struct{}
+
+// ServerAddr implements raft.ServerAddressProvider.
+func (idAddresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	return raft.ServerAddress(id), nil
+}
+
+// newRPCClient returns an HTTP/2 client for URLs whose host is a node id or a host:port.
+func newRPCClient(d *dialer) *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	return &http.Client{
+		// Deadlines come from each call's context.
+		Transport: &http.Transport{
+			Protocols:         protocols,
+			ForceAttemptHTTP2: true,
+			HTTP2: &http.HTTP2Config{
+				// A peer whose machine is gone sends nothing, not even a reset.
+				SendPingTimeout: time.Second,
+				PingTimeout:     time.Second,
+			},
+			IdleConnTimeout: 2 * time.Minute,
+			DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+				if host, _, err := net.SplitHostPort(address); err == nil && strings.HasPrefix(host, nodeIDPrefix) {
+					address = host
+				}
+				return d.dial(ctx, address, protoRPC)
+			},
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}

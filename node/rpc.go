@@ -1,0 +1,390 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"sluice/raftfsm/state"
+)
+
+// Paths of the calls between nodes. Bodies are CBOR but for a forwarded command, which is its bytes in the log.
+const (
+	pathForward = "/v1/forward"
+	pathBarrier = "/v1/barrier"
+	pathHello   = "/v1/hello"
+	pathJoin    = "/v1/join"
+)
+
+// Headers of the calls between nodes.
+const (
+	headerOutcome   = "Sluice-Outcome"
+	headerLeader    = "Sluice-Leader"
+	headerClusterID = "Sluice-Cluster"
+	headerPatience  = "Sluice-Patience-Ms"
+	headerPeer      = "Sluice-Peer-Address" // where the caller is to be reached
+	headerGossip    = "Sluice-Gossip-Address"
+)
+
+// Values of headerOutcome.
+const (
+	outcomeDone        = "done"
+	outcomeNotLeader   = "not_leader"
+	outcomeUnavailable = "unavailable"
+	outcomeUnknown     = "unknown"
+	outcomeRefused     = "refused"
+)
+
+const (
+	maxHelloBytes = 64 << 10
+	maxJoinBytes  = 4 << 10
+	// maxServedCalls bounds the calls that this node works on for its peers at a time.
+	maxServedCalls = 1024
+	// rpcServerTimeout ends a call that its caller has forgotten.
+	rpcServerTimeout = 15 * time.Second
+)
+
+// helloReply is what a node tells about itself. Keys are on the wire between versions: never reuse a number.
+type helloReply struct {
+	NodeID   string `cbor:"1,keyasint"`
+	Name     string `cbor:"2,keyasint"`
+	Version  string `cbor:"3,keyasint"`
+	Peer     string `cbor:"4,keyasint"` // advertised addresses
+	Gossip   string `cbor:"5,keyasint"`
+	Members  []byte `cbor:"6,keyasint"` // hash of its initial_members
+	Agreed   string `cbor:"7,keyasint"` // cluster id that it has agreed to form; "" if none yet
+	Formed   string `cbor:"8,keyasint"` // cluster id that it has formed or joined; "" if none yet
+	LeaderID string `cbor:"9,keyasint"`
+	// Servers is its Raft configuration, empty before it has one.
+	Servers []member `cbor:"10,keyasint"`
+	Applied uint64   `cbor:"11,keyasint"`
+}
+
+// joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.
+type joinRequest struct {
+	Address string `cbor:"1,keyasint"`
+	Voter   bool   `cbor:"2,keyasint"`
+	Applied uint64 `cbor:"3,keyasint"`
+}
+
+// joinReply is the leader's answer.
+type joinReply struct {
+	ClusterID string     `cbor:"1,keyasint"`
+	Servers   []member   `cbor:"2,keyasint"`
+	Infos     []nodeAddr `cbor:"3,keyasint"`
+	Index     uint64     `cbor:"4,keyasint"` // the caller is up to date once it has applied this
+}
+
+// nodeAddr is where a node is.
+type nodeAddr struct {
+	ID     string `cbor:"1,keyasint"`
+	Peer   string `cbor:"2,keyasint"`
+	Gossip string `cbor:"3,keyasint"`
+}
+
+// refusedError is a call that the peer understood and refused for good.
+type refusedError struct{ reason string }
+
+func (e *refusedError) Error() string { return "refused by the peer: " + e.reason }
+
+// leaderHint is errNotLeader with the leader that the asked node knows of.
+type leaderHint struct{ leaderID string }
+
+func (e *leaderHint) Error() string        { return "not the leader, which may be " + e.leaderID }
+func (e *leaderHint) Is(target error) bool { return target == errNotLeader }
+
+// peerService is what a node does for its peers. Methods are called concurrently; caller is the authenticated peer.
+// Their errors: errNotLeader (nothing happened), errUnavailable (nothing happened), *refusedError, anything else is an
+// unknown outcome.
+type peerService interface {
+	hello() helloReply
+	clusterID() string
+	leaderID() string
+	heard(nodeAddr) // what the caller says of itself
+	serveForward(ctx context.Context, caller string, envelope []byte) (state.Result, error)
+	serveBarrier(ctx context.Context, caller string, patience time.Duration) (uint64, error)
+	serveJoin(ctx context.Context, caller string, req joinRequest) (joinReply, error)
+}
+
+var rpcDecoding = func() cbor.DecMode {
+	mode, err := cbor.DecOptions{
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		MaxNestedLevels:  8,
+		MaxArrayElements: 1024,
+		MaxMapPairs:      64,
+	}.DecMode()
+	if err != nil {
+		panic(err) // constant options
+	}
+	return mode
+}()
+
+// newRPCServer serves the calls of authenticated peers.
+func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logger) *http.Server {
+	s := &rpcServer{service: service, creds: creds, slots: make(chan struct{}, maxServedCalls)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+pathHello, s.hello)
+	mux.HandleFunc("POST "+pathForward, s.forward)
+	mux.HandleFunc("POST "+pathBarrier, s.barrier)
+	mux.HandleFunc("POST "+pathJoin, s.join)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	return &http.Server{
+		Handler:           s.guard(mux),
+		Protocols:         protocols,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    8 << 10,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxServedCalls, SendPingTimeout: 15 * time.Second},
+		ErrorLog:          newLineLogger(logger, "peer-rpc"),
+	}
+}
+
+type rpcServer struct {
+	service peerService
+	creds   PeerCredentials
+	slots   chan struct{}
+}
+
+type callerKey struct{}
+
+// guard names the caller, bounds the work in flight and refuses the members of another cluster.
+func (s *rpcServer) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil {
+			http.Error(w, "no TLS", http.StatusForbidden)
+			return
+		}
+		id, err := s.creds.Identity(*r.TLS)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		if theirs, ours := r.Header.Get(headerClusterID), s.service.clusterID(); theirs != "" && ours != "" && theirs != ours {
+			s.fail(w, &refusedError{reason: errOtherCluster.Error() + ": " + theirs})
+			return
+		}
+		if peer, gossip := r.Header.Get(headerPeer), r.Header.Get(headerGossip); len(peer) <= 255 && len(gossip) <= 255 {
+			s.service.heard(nodeAddr{ID: id.NodeID, Peer: peer, Gossip: gossip})
+		}
+		select {
+		case s.slots <- struct{}{}:
+			defer func() { <-s.slots }()
+		default:
+			s.fail(w, errUnavailable)
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), callerKey{}, id.NodeID), rpcServerTimeout)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+func (s *rpcServer) caller(r *http.Request) string {
+	id, _ := r.Context().Value(callerKey{}).(string)
+	return id
+}
+
+func (s *rpcServer) hello(w http.ResponseWriter, _ *http.Request) { s.answer(w, s.service.hello()) }
+
+func (s *rpcServer) forward(w http.ResponseWriter, r *http.Request) {
+	envelope, err := io.ReadAll(http.MaxBytesReader(w, r.Body, state.MaxCommandSize))
+	if err != nil {
+		s.fail(w, &refusedError{reason: "command too large or cut short"})
+		return
+	}
+	result, err := s.service.serveForward(r.Context(), s.caller(r), envelope)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	body, err := state.EncodeResult(result)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.Header().Set(headerOutcome, outcomeDone)
+	w.Write(body)
+}
+
+func (s *rpcServer) barrier(w http.ResponseWriter, r *http.Request) {
+	ms, err := strconv.ParseUint(r.Header.Get(headerPatience), 10, 16)
+	if err != nil {
+		s.fail(w, &refusedError{reason: "malformed patience"})
+		return
+	}
+	index, err := s.service.serveBarrier(r.Context(), s.caller(r), time.Duration(ms)*time.Millisecond)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.answer(w, index)
+}
+
+func (s *rpcServer) join(w http.ResponseWriter, r *http.Request) {
+	var req joinRequest
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJoinBytes))
+	if err == nil {
+		err = rpcDecoding.Unmarshal(body, &req)
+	}
+	if err != nil {
+		s.fail(w, &refusedError{reason: "malformed request"})
+		return
+	}
+	reply, err := s.service.serveJoin(r.Context(), s.caller(r), req)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.answer(w, reply)
+}
+
+func (s *rpcServer) answer(w http.ResponseWriter, v any) {
+	body, err := cbor.Marshal(v)
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	w.Header().Set(headerOutcome, outcomeDone)
+	w.Write(body)
+}
+
+func (s *rpcServer) fail(w http.ResponseWriter, err error) {
+	var refused *refusedError
+	outcome, status, text := outcomeUnknown, http.StatusGatewayTimeout, ""
+	switch {
+	case errors.Is(err, errNotLeader):
+		outcome, status = outcomeNotLeader, http.StatusMisdirectedRequest
+		w.Header().Set(headerLeader, s.service.leaderID())
+	case errors.Is(err, errUnavailable):
+		outcome, status = outcomeUnavailable, http.StatusServiceUnavailable
+	case errors.As(err, &refused):
+		outcome, status, text = outcomeRefused, http.StatusConflict, refused.reason
+	}
+	w.Header().Set(headerOutcome, outcome)
+	w.WriteHeader(status)
+	io.WriteString(w, text)
+}
+
+// rpcClient calls peers. A target is a node id or a host:port. Safe for concurrent use.
+type rpcClient struct {
+	http      *http.Client
+	clusterID func() string
+	self      nodeAddr
+}
+
+// call sends one request and returns the body of an answer that says it was done.
+// Errors: a *leaderHint, errUnavailable and *refusedError mean that nothing happened, and so does errNotSent; anything
+// else leaves the outcome unknown.
+func (c *rpcClient) call(ctx context.Context, target, method, path string, body []byte, limit int64, header ...string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+target+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNotSent, err)
+	}
+	// Without it net/http would send the request again by itself on a broken connection; the repetitions are ours.
+	req.GetBody = nil
+	if id := c.clusterID(); id != "" {
+		req.Header.Set(headerClusterID, id)
+	}
+	req.Header.Set(headerPeer, c.self.Peer)
+	req.Header.Set(headerGossip, c.self.Gossip)
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	sent := traceSent(req)
+	resp, err := c.http.Do(sent.req)
+	if err != nil {
+		if !sent.any() {
+			return nil, fmt.Errorf("%w: %w", errNotSent, err)
+		}
+		return nil, fmt.Errorf("call peer: %w", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("call peer: %w", err)
+	}
+	if int64(len(text)) > limit {
+		return nil, errors.New("call peer: answer too large")
+	}
+	switch resp.Header.Get(headerOutcome) {
+	case outcomeDone:
+		return text, nil
+	case outcomeNotLeader:
+		return nil, &leaderHint{leaderID: resp.Header.Get(headerLeader)}
+	case outcomeUnavailable:
+		return nil, errUnavailable
+	case outcomeRefused:
+		return nil, &refusedError{reason: string(text)}
+	default:
+		return nil, fmt.Errorf("call peer: answered %s", resp.Status)
+	}
+}
+
+func (c *rpcClient) hello(ctx context.Context, target string) (helloReply, error) {
+	var reply helloReply
+	text, err := c.call(ctx, target, http.MethodGet, pathHello, nil, maxHelloBytes)
+	if err != nil {
+		return reply, err
+	}
+	if err := rpcDecoding.Unmarshal(text, &reply); err != nil {
+		return reply, fmt.Errorf("call peer: %w", err)
+	}
+	if !validNodeID(reply.NodeID) {
+		return reply, errors.New("call peer: malformed node id")
+	}
+	return reply, nil
+}
+
+func (c *rpcClient) forward(ctx context.Context, target string, envelope []byte) (state.Result, error) {
+	text, err := c.call(ctx, target, http.MethodPost, pathForward, envelope, state.MaxResultSize)
+	if err != nil {
+		return state.Result{}, err
+	}
+	result, err := state.DecodeResult(text)
+	if err != nil {
+		return state.Result{}, fmt.Errorf("call peer: %w", err)
+	}
+	return result, nil
+}
+
+func (c *rpcClient) barrier(ctx context.Context, target string, patience time.Duration) (uint64, error) {
+	text, err := c.call(ctx, target, http.MethodPost, pathBarrier, nil, 16, headerPatience, strconv.FormatInt(patience.Milliseconds(), 10))
+	if err != nil {
+		return 0, err
+	}
+	var index uint64
+	if err := rpcDecoding.Unmarshal(text, &index); err != nil {
+		return 0, fmt.Errorf("call peer: %w", err)
+	}
+	return index, nil
+}
+
+func (c *rpcClient) join(ctx context.Context, target string, req joinRequest) (joinReply, error) {
+	var reply joinReply
+	body, err := cbor.Marshal(req)
+	if err != nil {
+		return reply, fmt.Errorf("%w: %w", errNotSent, err)
+	}
+	text, err := c.call(ctx, target, http.MethodPost, pathJoin, body, maxHelloBytes)
+	if err != nil {
+		return reply, err
+	}
+	if err := rpcDecoding.Unmarshal(text, &reply); err != nil {
+		return reply, fmt.Errorf("call peer: %w", err)
+	}
+	return reply, nil
+}
+
+// close drops the idle connections; calls in flight end with their contexts.
+func (c *rpcClient) close() { c.http.CloseIdleConnections() }
