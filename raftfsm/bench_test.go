@@ -25,7 +25,9 @@ func (f *fixture) numbered(n int, make func(i int) state.Command) {
 	}
 }
 
-func numberedHash(i int) [32]byte { return sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i))) }
+func numberedHash(i int) [32]byte {
+	return sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(i)))
+}
 
 func BenchmarkKeyByHash(b *testing.B) {
 	const size = 20_000

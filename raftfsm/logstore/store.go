@@ -58,7 +58,7 @@ var (
 
 // Config is what Open needs.
 type Config struct {
-	// Path of the file; it is made with its directory's permission where it does not exist.
+	// Path of the file; it is made where it does not exist, its directory is not.
 	Path string
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
@@ -105,19 +105,44 @@ func Open(config Config) (*Store, error) {
 }
 
 func (s *Store) open() error {
-	_, err := os.Stat(s.config.Path)
-	fresh := errors.Is(err, os.ErrNotExist)
-	if err := os.Remove(s.compacted()); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// What a crash left of a file that was being made.
+	if err := os.Remove(s.temporary()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
+	}
+	info, err := os.Stat(s.config.Path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := s.create(); err != nil {
+			return fmt.Errorf("create: %w", err)
+		}
+	case err != nil:
+		return err
+	case info.Size() == 0: // bbolt would begin a new log in it
+		return fmt.Errorf("%w: the file is empty", ErrCorrupt)
 	}
 	db, err := openFile(s.config.Path, s.config.openFile)
 	if err != nil {
 		return err
 	}
+	if err := checkMeta(s.config.Path); err != nil {
+		return errors.Join(err, db.Close())
+	}
 	if db, err = s.compact(db); err != nil {
 		return err
 	}
 	s.db = db
+	if err := s.verify(); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	return nil
+}
+
+// create makes an empty log under another name first: a file under its own name is complete from the beginning.
+func (s *Store) create() error {
+	db, err := openFile(s.temporary(), nil)
+	if err != nil {
+		return err
+	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketLog, bucketStable} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
@@ -126,17 +151,21 @@ func (s *Store) open() error {
 		}
 		return nil
 	})
-	if err == nil && fresh {
-		err = syncDir(filepath.Dir(s.config.Path))
+	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
+		return err
 	}
-	if err == nil {
-		err = s.verify()
-	}
-	if err != nil {
-		return errors.Join(err, db.Close())
-	}
-	return nil
+	return s.install()
 }
+
+// install gives the file under the temporary name, complete and synced, its own.
+func (s *Store) install() error {
+	if err := os.Rename(s.temporary(), s.config.Path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(s.config.Path))
+}
+
+func (s *Store) temporary() string { return s.config.Path + ".new" }
 
 // openFile opens bbolt. Where the file is garbled, bbolt panics or reads outside of its mapping; both become ErrCorrupt.
 func openFile(path string, open func(string, int, os.FileMode) (*os.File, error)) (db *bbolt.DB, err error) {
@@ -167,8 +196,6 @@ func corruptOnPanic(err *error) func() {
 	}
 }
 
-func (s *Store) compacted() string { return s.config.Path + ".compact" }
-
 // compact rewrites a file that is mostly free space. The old one is replaced when the new one is complete and synced.
 func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
 	info, err := os.Stat(s.config.Path)
@@ -179,16 +206,13 @@ func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
 	if info.Size() < compactSize || free*2 < info.Size() {
 		return db, nil
 	}
-	if err := s.copyTo(s.compacted(), db); err != nil {
+	if err := s.copyTo(s.temporary(), db); err != nil {
 		return nil, errors.Join(fmt.Errorf("compact: %w", err), db.Close())
 	}
 	if err := db.Close(); err != nil {
 		return nil, err
 	}
-	if err := os.Rename(s.compacted(), s.config.Path); err != nil {
-		return nil, err
-	}
-	if err := syncDir(filepath.Dir(s.config.Path)); err != nil {
+	if err := s.install(); err != nil {
 		return nil, err
 	}
 	s.config.Logger.Info("raft log compacted", "before_bytes", info.Size(), "free_bytes", free)
@@ -216,6 +240,9 @@ func syncDir(path string) error {
 func (s *Store) verify() (err error) {
 	defer corruptOnPanic(&err)()
 	return s.db.View(func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketLog) == nil || tx.Bucket(bucketStable) == nil {
+			return fmt.Errorf("%w: a bucket is missing", ErrCorrupt)
+		}
 		var next uint64
 		err := tx.Bucket(bucketLog).ForEach(func(key, value []byte) error {
 			if len(key) != 8 {

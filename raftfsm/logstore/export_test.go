@@ -1,0 +1,19 @@
+package logstore
+
+import (
+	"os"
+
+	"go.etcd.io/bbolt"
+)
+
+// WithCommit replaces the commit of transactions.
+func WithCommit(c Config, fn func(*bbolt.Tx) error) Config {
+	c.commit = fn
+	return c
+}
+
+// WithOpenFile replaces os.OpenFile.
+func WithOpenFile(c Config, fn func(string, int, os.FileMode) (*os.File, error)) Config {
+	c.openFile = fn
+	return c
+}
