@@ -196,6 +196,9 @@ func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit, base int64, los
 	var charge int64
 	if before != nil {
 		charge = before.net()
+		if l.unsafeUsedCharge {
+			charge = before.used
+		}
 		if !l.unsafeSigned {
 			charge = max(0, charge)
 		}

@@ -3,8 +3,9 @@ package limiter
 // onNews takes in what a node says of its buckets. It reports whether the packet was well-formed; entries before a
 // fault are not taken in either.
 func (l *ledger) onNews(t instant, from string, h header, r reader) bool {
+	count := int(r.byte())
 	check := r
-	for len(check.b) > 0 {
+	for range count {
 		check.bucket()
 		check.counters()
 	}
@@ -15,7 +16,7 @@ func (l *ledger) onNews(t instant, from string, h header, r reader) bool {
 	if !ok {
 		return true
 	}
-	for len(r.b) > 0 {
+	for range count {
 		name := r.bucket()
 		c := r.counters()
 		c.n, c.inc, c.seq = name.n, h.inc, h.seq
@@ -42,6 +43,9 @@ func (l *ledger) hear(t instant, from uint16, name *bucketName, c counters) {
 	if b == nil || b.span != s || b.alg != rule.Algorithm {
 		return
 	}
+	if b.limit == 0 {
+		b.limit = c.limit
+	}
 	b.learn(from).merge(c)
 }
 
@@ -50,59 +54,59 @@ func (l *ledger) hear(t instant, from uint16, name *bucketName, c counters) {
 // and must not keep it.
 func (l *ledger) news(t instant, budget int, emit func(packet []byte)) {
 	v := l.view.Load()
-	buf := make([]byte, 0, MaxPacket)
-	flush := func() {
-		if len(buf) > headerLen {
-			budget -= len(buf)
-			emit(buf)
-		}
-		buf = buf[:0]
-	}
+	p := newsPacket{buf: make([]byte, 0, MaxPacket)}
+	// Begin elsewhere each time, so that a budget that does not reach around starves no shard.
+	first := int(l.newsAt.Add(1))
 	for pass := range 2 {
 		for i := range l.shards {
-			sh := &l.shards[i]
-			for budget > 0 {
-				if len(buf) == 0 {
-					buf = appendHeader(buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1)})
-				}
-				var more bool
-				if buf, more = l.packShard(sh, v, t, pass == 0, buf); !more {
-					break
-				}
-				flush()
+			sh := &l.shards[(first+i)%shardCount]
+			for budget > 0 && l.packShard(sh, v, t, pass == 0, &p) {
+				budget -= len(p.buf)
+				emit(p.buf)
+				p = newsPacket{buf: p.buf[:0]}
 			}
 		}
 	}
-	if budget > 0 {
-		flush()
+	if p.count > 0 {
+		emit(p.buf)
 	}
 }
 
-// packShard appends entries of one shard until its list is empty or the packet is full (more).
-func (l *ledger) packShard(sh *shard, v *view, t instant, hot bool, buf []byte) ([]byte, bool) {
+type newsPacket struct {
+	buf   []byte
+	count uint8
+}
+
+// packShard appends entries of one shard until its list is empty, or reports that the packet is full.
+func (l *ledger) packShard(sh *shard, v *view, t instant, hot bool, p *newsPacket) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.closed {
-		return buf, false
+		return false
 	}
 	list := &sh.cold
 	if hot {
 		list = &sh.hot
 	}
 	for i, index := range *list {
-		if len(buf)+maxEntry > MaxPacket {
+		if len(p.buf)+maxEntry > MaxPacket {
 			*list = append((*list)[:0], (*list)[i:]...)
-			return buf, true
+			return true
+		}
+		if p.count == 0 {
+			p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1)}), 0)
 		}
 		b := sh.slab[index]
 		b.dirty = false
 		n := b.span.at(t.ms)
 		name := b.name(n)
 		c := l.ownCounters(sh, v, b, n, b.limit, t)
-		buf = appendCounters(appendBucket(buf, &name), &c)
+		p.buf = appendCounters(appendBucket(p.buf, &name), &c)
+		p.count++
+		p.buf[headerLen] = p.count
 	}
 	*list = (*list)[:0]
-	return buf, false
+	return false
 }
 
 // audience is whom news goes to: every node that holds shares by the newest rosters.

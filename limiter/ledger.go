@@ -26,17 +26,21 @@ type ledger struct {
 	view    atomic.Pointer[view]
 	peers   *peerTable
 	seq     atomic.Uint64
+	newsAt  atomic.Uint32
 	refused atomic.Uint64 // packets not understood
 	foreign atomic.Uint64 // packets for or from somebody else
 	shards  [shardCount]shard
 
 	// For the simulator's tests alone: each switches one safeguard off, to see that it is missed.
-	unsafeSigned    bool // the charge may be negative
-	unsafeNoGrowth  bool // what the base grew by is not charged
-	unsafeOneWindow bool // the rule is not held in the window after
-	unsafeForget    bool // windows from before the start count as never acted in
-	unsafeAnyInc    bool // cells to earlier incarnations count
-	unsafeLateDebit bool // a donor answers before its record says so
+	unsafeSigned     bool // the charge may be negative
+	unsafeNoGrowth   bool // what the base grew by is not charged
+	unsafeOneWindow  bool // the rule is not held in the window after
+	unsafeForget     bool // windows from before the start count as never acted in
+	unsafeAnyInc     bool // cells to earlier incarnations count
+	unsafeNewest     bool // the newest roster governs everything, whatever the horizon
+	unsafeUsedCharge bool // the charge is what was used, not the net
+	unsafeNoRecord   bool // records are not written
+	unsafeLateDebit  bool // a donor answers before its record says so
 }
 
 // ledgerConfig is what newLedger needs.
@@ -82,6 +86,13 @@ func newLedger(c ledgerConfig) *ledger {
 	for _, r := range c.restored {
 		l.restore(r)
 	}
+	for _, r := range c.restored {
+		// What a bucket took over from its cell has no record of its own before it spends in the same window.
+		sh := &l.shards[shardOf(&r.id)]
+		if b := sh.get(&r.id); b != nil {
+			l.adopt(sh, b)
+		}
+	}
 	return l
 }
 
@@ -97,6 +108,8 @@ func (l *ledger) restore(r restoredWindow) {
 		if b = sh.cells[r.id]; b == nil {
 			b = sh.addCell(r.id, r.span, r.alg)
 		}
+		// A cell stands for buckets that may have had counters of their own which found no room in the file.
+		r.lost = r.lost || r.span.begin(r.n) <= l.lostThrough
 	} else if b = sh.get(&r.id); b == nil {
 		b = sh.alloc()
 		b.id, b.span, b.alg = r.id, r.span, r.alg
@@ -263,7 +276,7 @@ func (l *ledger) settle(v *view, c *Charge, t instant, out *outbox) {
 // record writes win's ceiling ahead of the use that it covers. It is exact: one store to mapped memory costs less than
 // what raising by chunks would leave unused after a restart.
 func (l *ledger) record(b *bucket, win *window) {
-	if l.records == nil || int64(b.span) < recordedMillis {
+	if l.records == nil || l.unsafeNoRecord || int64(b.span) < recordedMillis {
 		return
 	}
 	if win.slot == noSlot {
@@ -381,6 +394,10 @@ func (l *ledger) close() {
 // setState takes over a newer replicated state; one that is older than what is known changes nothing.
 func (l *ledger) setState(s State) {
 	v := newView(s, l.peers, l.self)
+	if l.unsafeNewest && len(v.rosters) > 0 {
+		v.rosters = v.rosters[len(v.rosters)-1:]
+		v.rosters[0].from, v.horizon = 0, 1<<60
+	}
 	for {
 		old := l.view.Load()
 		if v.older(old) || l.view.CompareAndSwap(old, v) {

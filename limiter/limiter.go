@@ -67,7 +67,8 @@ type Limiter struct {
 	waiters sync.Pool
 	log     *slog.Logger
 
-	markFile *markFile
+	markMu   sync.Mutex
+	markFile *markFile // guarded by markMu once Open is done
 	markLag  atomic.Bool // the mark could not be raised in time
 	kick     chan struct{}
 
@@ -214,6 +215,8 @@ func (l *Limiter) loadFiles(lc *ledgerConfig, fresh bool) error {
 
 // raiseMark makes a mark ahead of the clock lasting, then lets decisions go on up to it.
 func (l *Limiter) raiseMark() error {
+	l.markMu.Lock()
+	defer l.markMu.Unlock()
 	now := l.clock().UnixMilli()
 	mark := max(l.ledger.markMillis(), now+markLead.Milliseconds())
 	if l.markFile != nil {

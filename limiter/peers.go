@@ -22,7 +22,7 @@ type peer struct {
 
 const (
 	suspectAfter = 3
-	suspectNanos = int64(500e6)
+	suspectNanos = int64(100e6) // doubled by each further silence, up to eight times
 )
 
 // heard notes a sign of life.
@@ -43,8 +43,8 @@ func (p *peer) heard(inc uint64) {
 
 // silent notes an ask that went without an answer.
 func (p *peer) silent(mono int64) {
-	if p.unanswered.Add(1) >= suspectAfter {
-		p.suspectUntil.Store(mono + suspectNanos)
+	if n := p.unanswered.Add(1); n >= suspectAfter {
+		p.suspectUntil.Store(mono + suspectNanos<<min(n-suspectAfter, 3))
 	}
 }
 

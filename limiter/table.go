@@ -94,7 +94,8 @@ func (l *ledger) obtain(sh *shard, id *BucketID, rule Rule, remote bool) *bucket
 	return b
 }
 
-// adopt charges a new bucket with all that its overflow cell has counted, its own units among them.
+// adopt charges a bucket with all that its overflow cell has counted, its own units among them, in windows that it has no
+// counters of its own for.
 func (l *ledger) adopt(sh *shard, b *bucket) {
 	if len(sh.cells) == 0 {
 		return
@@ -106,11 +107,13 @@ func (l *ledger) adopt(sh *shard, b *bucket) {
 	}
 	for i := range c.wins {
 		w := &c.wins[i]
-		if !w.touched() && !w.lost {
+		if !w.touched() && !w.lost || b.find(w.n) != nil {
 			continue
 		}
-		// It needs no record before its first own unit: the cell's own brings it back.
-		b.wins = append(b.wins, window{n: w.n, used: w.used, slot: noSlot, lost: w.lost})
+		// It needs no record before its first own unit: the cell's own brings it back. Where it may have had one that found
+		// no room in the file, what it spent since it left the cell is not known.
+		lost := w.lost || l.lostWindow(sh, b, w.n)
+		b.wins = append(b.wins, window{n: w.n, used: w.used, slot: noSlot, lost: lost})
 	}
 }
 

@@ -229,6 +229,7 @@ func (l *ledger) onAsk(t instant, from uint16, h header, m *askMessage, out *out
 	if b := l.obtain(sh, &m.id, rule, true); b != nil && b.span == span(rule.Window*1000) && b.alg == rule.Algorithm {
 		m.counters.n, m.counters.inc, m.counters.seq = m.n, h.inc, h.seq
 		b.learn(from).merge(m.counters)
+		b.limit = m.limit
 		l.give(sh, v, b, t, from, h, m, &answer)
 		answer.counters = l.ownCounters(sh, v, b, m.n, m.limit, t)
 	}

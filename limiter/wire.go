@@ -14,7 +14,7 @@ import (
 //	          for none · the cell's value as known · counters
 //	answer    header · nodeHash of the receiver (8) · bucket · the asker's incarnation · the ask's sequence ·
 //	          flags (1) · the cell's value · counters
-//	news      header · (bucket · counters)*
+//	news      header · number of entries (1) · (bucket · counters) each
 //
 // A packet that does not decode to its last byte is refused as a whole and counted.
 const (

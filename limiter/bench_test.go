@@ -1,0 +1,86 @@
+package limiter
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+)
+
+func benchLimiter(tb testing.TB) *Limiter {
+	tb.Helper()
+	l, err := Open(Config{NodeID: "a", Dir: tb.TempDir(), MaxBuckets: 100_000})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	l.SetState(State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a", "b", "c"}}}})
+	return l
+}
+
+func TestTake_AllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	l := benchLimiter(t)
+	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+		open, shut := Rule{1_000_000, 3600, alg}, Rule{0, 3600, alg}
+		subject := []byte("subject")
+		for name, rule := range map[string]Rule{"admitted": open, "refused": shut} {
+			var v [2]Verdict
+			charges := make([]Charge, 2)
+			want := Admitted
+			if rule.Limit == 0 {
+				want = Refused
+			}
+			if n := testing.AllocsPerRun(1000, func() {
+				charges[0] = Charge{Bucket: l.Bucket("one", rule, subject), Rule: rule, Cost: 1}
+				charges[1] = Charge{Bucket: l.Bucket("two", rule, subject), Rule: rule, Cost: 1}
+				if o := l.Take(charges, v[:]); o != want {
+					t.Fatalf("%s: %v %+v", name, o, v)
+				}
+				l.Peek(charges[0])
+			}); n != 0 {
+				t.Errorf("%s, algorithm %d: %v allocations", name, alg, n)
+			}
+		}
+	}
+}
+
+func BenchmarkTake(b *testing.B) {
+	l := benchLimiter(b)
+	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+		for name, limit := range map[string]int64{"admitted": 1e12, "refused": 0} {
+			for _, keys := range []int{1, 10_000} {
+				b.Run(fmt.Sprintf("alg=%d/%s/keys=%d", alg, name, keys), func(b *testing.B) {
+					rule := Rule{limit, 3600, alg}
+					ids := make([]BucketID, keys)
+					for i := range ids {
+						ids[i] = l.Bucket("p", rule, binary.BigEndian.AppendUint64(nil, uint64(i)))
+					}
+					b.ReportAllocs()
+					b.RunParallel(func(pb *testing.PB) {
+						var c [1]Charge
+						var v [1]Verdict
+						for i := 0; pb.Next(); i++ {
+							c[0] = Charge{Bucket: ids[i%keys], Rule: rule, Cost: 1}
+							l.Take(c[:], v[:])
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func BenchmarkBucket(b *testing.B) {
+	l := benchLimiter(b)
+	subject := []byte("key_01hzx3v8q4w2y6n5t7r9p1m3k5")
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Bucket("api_key", Rule{100, 60, SlidingWindow}, subject)
+	}
+}

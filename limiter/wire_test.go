@@ -1,0 +1,175 @@
+package limiter
+
+import (
+	"bytes"
+	"encoding/hex"
+	"math/rand/v2"
+	"testing"
+)
+
+func TestSip128_Vectors(t *testing.T) {
+	t.Parallel()
+	// From the reference implementation's vectors_sip128: key 00..0f, input 00..n-1.
+	var key [16]byte
+	for i := range key {
+		key[i] = byte(i)
+	}
+	for n, want := range map[int]string{
+		0: "a3817f04ba25a8e66df67214c7550293",
+		1: "da87c1d86b99af44347659119b22fc45",
+	} {
+		in := make([]byte, n)
+		for i := range in {
+			in[i] = byte(i)
+		}
+		lo, hi := sip128(&key, in)
+		var got [16]byte
+		for i := range 8 {
+			got[i], got[8+i] = byte(lo>>(8*i)), byte(hi>>(8*i))
+		}
+		if hex.EncodeToString(got[:]) != want {
+			t.Errorf("sip128 of %d bytes: got %x, want %s", n, got, want)
+		}
+	}
+}
+
+func TestSip128_Parts(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	key := [16]byte{7}
+	in := make([]byte, 70)
+	for i := range in {
+		in[i] = byte(rng.Uint32())
+	}
+	for range 500 {
+		n := rng.IntN(len(in))
+		i := rng.IntN(n + 1)
+		j := i + rng.IntN(n-i+1)
+		lo, hi := sip128(&key, in[:n])
+		plo, phi := sip128(&key, in[:i], in[i:j], in[j:n])
+		if lo != plo || hi != phi {
+			t.Fatalf("%d bytes in parts at %d, %d: got another hash than in one", n, i, j)
+		}
+	}
+}
+
+func sampleName() bucketName {
+	return bucketName{id: BucketID{1, 2, 3, 15: 9}, rule: Rule{Window: 60, Algorithm: SlidingWindow}, n: 28_333_334}
+}
+
+func sampleCounters() counters {
+	return counters{limit: 100, used: 33, prevUsed: 20, base: 34, net: -5, charge: 21}
+}
+
+func TestWire_RoundTrip(t *testing.T) {
+	t.Parallel()
+	h := header{kind: typeAsk, sender: 5, inc: 2, seq: 900}
+	ask := askMessage{receiver: 77, bucketName: sampleName(), limit: 100, want: 12, knownInc: 4, known: 3, counters: sampleCounters()}
+	p := appendAsk(nil, h, &ask)
+	r := reader{b: p}
+	if got := r.header(); got != h {
+		t.Fatalf("header: got %+v, want %+v", got, h)
+	}
+	if got := r.ask(); got != ask || !r.done() {
+		t.Fatalf("ask: got %+v (done %v), want %+v", got, r.done(), ask)
+	}
+	h.kind = typeAnswer
+	answer := answerMessage{receiver: 77, bucketName: sampleName(), receiverInc: 8, askSeq: 900, flags: flagDenied, cell: 40, counters: sampleCounters()}
+	q := appendAnswer(nil, h, &answer)
+	r = reader{b: q}
+	r.header()
+	if got := r.answer(); got != answer || !r.done() {
+		t.Fatalf("answer: got %+v (done %v), want %+v", got, r.done(), answer)
+	}
+	if len(p) > MaxPacket || len(q) > MaxPacket {
+		t.Fatalf("packets of %d and %d bytes, at most %d are allowed", len(p), len(q), MaxPacket)
+	}
+}
+
+// The bytes of version 1, so that a change of the format does not go unnoticed.
+func TestWire_Golden(t *testing.T) {
+	t.Parallel()
+	ask := askMessage{receiver: 77, bucketName: sampleName(), limit: 100, want: 12, knownInc: 4, known: 3, counters: sampleCounters()}
+	got := hex.EncodeToString(appendAsk(nil, header{typeAsk, 5, 2, 900}, &ask))
+	want := "0101050000000000000002000000000000008403000000000000" + "4d00000000000000" +
+		"01020300000000000000000000000009" + "3c" + "02" + "acd4821b" + "64" + "0c" + "04" + "03" + "64211422" + "09" + "15"
+	if got != want {
+		t.Fatalf("ask:\n got %s\nwant %s", got, want)
+	}
+}
+
+func TestWire_RefusesEveryCut(t *testing.T) {
+	t.Parallel()
+	for _, packet := range samplePackets() {
+		l := newTestLedger("b", 1)
+		for n := range len(packet) {
+			before := l.refused.Load() + l.foreign.Load()
+			var out outbox
+			l.receive(instant{ms: 1_700_000_040_000}, "a", packet[:n], &out)
+			if l.refused.Load()+l.foreign.Load() != before+1 {
+				t.Fatalf("type %d cut to %d of %d bytes was not refused", packet[1], n, len(packet))
+			}
+		}
+		var out outbox
+		before := l.refused.Load()
+		l.receive(instant{ms: 1_700_000_040_000}, "a", append(bytes.Clone(packet), 0), &out)
+		if l.refused.Load() != before+1 {
+			t.Fatalf("type %d with a byte too many was not refused", packet[1])
+		}
+		bad := bytes.Clone(packet)
+		bad[0] = wireVersion + 1
+		l.receive(instant{ms: 1_700_000_040_000}, "a", bad, &out)
+		if l.refused.Load() != before+2 {
+			t.Fatalf("type %d of an unknown version was not refused", packet[1])
+		}
+	}
+}
+
+func samplePackets() [][]byte {
+	a, b := nodeHash("a"), nodeHash("b")
+	ask := askMessage{receiver: b, bucketName: sampleName(), limit: 100, want: 12, counters: sampleCounters()}
+	answer := answerMessage{receiver: b, bucketName: sampleName(), receiverInc: 1, cell: 4, counters: sampleCounters()}
+	name, c := sampleName(), sampleCounters()
+	news := append(appendHeader(nil, header{typeNews, a, 1, 3}), 2)
+	for range 2 {
+		news = appendCounters(appendBucket(news, &name), &c)
+	}
+	return [][]byte{appendAsk(nil, header{typeAsk, a, 1, 1}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2}, &answer), news}
+}
+
+func newTestLedger(self string, inc uint64) *ledger {
+	l := newLedger(ledgerConfig{self: self, inc: inc, skewMillis: 1000, maxBuckets: 6400})
+	l.mark.Store(1 << 50)
+	l.setState(State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a", "b", "c"}}}})
+	return l
+}
+
+// No packet panics, and none makes this node hold more than the limit: whatever comes in, what it admits in one
+// window stays within its base share and what cells brought, which only donors can make.
+func FuzzReceive(f *testing.F) {
+	for _, p := range samplePackets() {
+		f.Add(p)
+	}
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		l := newTestLedger("b", 1)
+		now := instant{ms: 28_333_334 * 60_000}
+		for range 2 {
+			var out outbox
+			l.receive(now, "a", packet, &out)
+			for _, p := range out.to {
+				if p.end-p.start > MaxPacket {
+					t.Fatalf("packet of %d bytes", p.end-p.start)
+				}
+			}
+		}
+		for i := range l.shards {
+			for _, b := range l.shards[i].slab {
+				for _, w := range b.wins {
+					if w.used < 0 || w.given < 0 || w.received < 0 {
+						t.Fatalf("negative counters: %+v", w)
+					}
+				}
+			}
+		}
+	})
+}
