@@ -192,10 +192,12 @@ func greeting(urls []string) string {
 	return fmt.Sprintf(`
 Try it, each request on another node if you like:
 
-  curl -s %[1]s/api/v1/auth/register -d '{"username":"ada","email":"ada@example.com","password":"correct horse battery"}'
-  TOKEN=...   # "token" of the answer;  ORG=...   # "organization"."id"
-  curl -s %[2]s/api/v1/api-keys -H "Authorization: Bearer $TOKEN" -d '{"name":"first","organization_id":"'$ORG'","scopes":["triggers:read"]}'
-  KEY=...     # "key" of the answer
+  curl -s %[1]s/api/v1/auth/register -H 'Content-Type: application/json' \
+    -d '{"username":"ada","email":"ada@example.com","password":"seven lamps by the tide"}'
+  TOKEN=... ORG=...   # "token" and "organization"."id" of the answer
+  curl -s %[2]s/api/v1/api-keys -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+    -d '{"name":"first","organization_id":"'$ORG'","scopes":["triggers:read"]}'
+  KEY=...             # "key" of the answer
   curl -si %[1]s/api/v1/triggers -H "X-API-Key: $KEY"
 
 Ctrl-C stops the cluster.

@@ -128,7 +128,10 @@ func (f *family) stop(patience time.Duration, now <-chan struct{}, say func(stri
 		select {
 		case e := <-f.ended:
 			os.Remove(e.pidFile)
-			if !e.state.Success() && patience > 0 && err == nil {
+			// A node that was told to end before it listened for that has ended by the signal itself.
+			status, ok := e.state.Sys().(syscall.WaitStatus)
+			asked := ok && status.Signaled() && status.Signal() == syscall.SIGTERM
+			if !e.state.Success() && !asked && patience > 0 && err == nil {
 				err = fmt.Errorf("%s did not stop cleanly: %v\n%s", e.name, e.state, e.lastLines())
 			}
 		default:
