@@ -100,7 +100,9 @@ func newLedger(c ledgerConfig) *ledger {
 func (l *ledger) restore(r restoredWindow) {
 	sh := &l.shards[shardOf(&r.id)]
 	if r.span.end(r.n)+int64(r.span)+l.slackMillis <= sh.maxMillis {
-		l.records.release(r.slot)
+		if r.slot != noSlot {
+			l.records.release(r.slot)
+		}
 		return
 	}
 	var b *bucket
@@ -174,7 +176,7 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 	for m := mask; m != 0; m &= m - 1 {
 		sh := &l.shards[bits.TrailingZeros64(m)]
 		sh.mu.Lock()
-		sh.advance(t.ms)
+		l.advance(sh, t.ms)
 		closed = closed || sh.closed
 	}
 	if closed {
@@ -348,7 +350,7 @@ func (l *ledger) peek(t instant, c Charge) Verdict {
 	if sh.closed {
 		return Verdict{Outcome: Undecided, Limit: c.Rule.Limit, RetryAfter: 1}
 	}
-	sh.advance(t.ms)
+	l.advance(sh, t.ms)
 	verdict.Outcome = l.try(v, &c, t)
 	if verdict.Outcome == Admitted {
 		l.undo(&c)

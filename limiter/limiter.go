@@ -39,7 +39,7 @@ type Config struct {
 	Dir string
 	// BootID changes when the machine starts; records of another boot prove nothing. "": read from the system.
 	BootID string
-	// Clock gives the time; nil: time.Now. Readings should carry the monotonic clock.
+	// Clock gives the time; nil: time.Now.
 	Clock func() time.Time
 	// Transport sends to other nodes; nil: there are none.
 	Transport Transport
@@ -68,7 +68,7 @@ type Limiter struct {
 	log     *slog.Logger
 
 	markMu   sync.Mutex
-	markFile *markFile // guarded by markMu once Open is done
+	markFile *markFile   // guarded by markMu once Open is done
 	markLag  atomic.Bool // the mark could not be raised in time
 	kick     chan struct{}
 
@@ -90,13 +90,15 @@ func Open(cfg Config) (*Limiter, error) {
 		return nil, err
 	}
 	l := &Limiter{
-		cfg: cfg, clock: cfg.Clock, log: cfg.Logger,
+		cfg: cfg, clock: cfg.Clock, log: cfg.Logger, started: time.Now(),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.waiters.New = func() any {
 		return &waitSlot{waiter: waiter{ch: make(chan struct{}, 1)}, timer: stoppedTimer()}
 	}
-	l.started = l.clock()
+	if l.clock == nil {
+		l.clock = time.Now
+	}
 	lc := ledgerConfig{
 		self: cfg.NodeID, inc: cfg.Incarnation, available: cfg.Isolation == Available,
 		skewMillis: cfg.MaxClockSkew.Milliseconds(), maxBuckets: cfg.MaxBuckets,
@@ -124,9 +126,6 @@ func (c *Config) fill() error {
 		return fmt.Errorf("%w: negative setting", ErrConfig)
 	case c.Isolation > Available:
 		return fmt.Errorf("%w: isolation %d", ErrConfig, c.Isolation)
-	}
-	if c.Clock == nil {
-		c.Clock = time.Now
 	}
 	if c.Transport == nil {
 		c.Transport = nowhere{}
@@ -170,7 +169,7 @@ func (l *Limiter) load(lc *ledgerConfig) error {
 	if l.cfg.Dir == "" {
 		if lc.inc > 1 {
 			// Nothing tells what the earlier incarnations did, nor by which clock.
-			lc.startMark = l.started.Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
+			lc.startMark = l.clock().Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
 			lc.lostThrough = lc.startMark
 		}
 		return nil
@@ -196,12 +195,16 @@ func (l *Limiter) loadFiles(lc *ledgerConfig, fresh bool) error {
 	}
 	lc.startMark = m.mark
 	if fresh && lc.inc > 1 {
-		lc.startMark = l.started.Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
+		lc.startMark = l.clock().Add(markLead + 2*l.cfg.MaxClockSkew).UnixMilli()
 	}
 	var err error
 	lc.records, lc.restored, lc.lostThrough, err = loadRecords(l.cfg.Dir, l.cfg.MaxBuckets, l.cfg.BootID, lc.startMark)
 	if err != nil {
 		return err
+	}
+	if fresh && len(lc.restored) > 0 {
+		// Somebody removed the mark alone: the incarnation would start again at 1, and loans to it count anew.
+		return errors.Join(ErrDamaged, lc.records.unmap())
 	}
 	// The incarnation is lasting before anything is done under it.
 	if err := m.write(lc.inc, lc.startMark); err != nil {
@@ -297,9 +300,13 @@ func (l *Limiter) sweep() {
 	}
 }
 
+// instant reads the clock, once: time.Now carries both readings. A clock of the caller's may not be monotonic at all.
 func (l *Limiter) instant() instant {
-	now := l.clock()
-	return instant{ms: now.UnixMilli(), mono: int64(now.Sub(l.started))}
+	if l.cfg.Clock == nil {
+		now := time.Now()
+		return instant{ms: now.UnixMilli(), mono: int64(now.Sub(l.started))}
+	}
+	return instant{ms: l.cfg.Clock().UnixMilli(), mono: int64(time.Since(l.started))}
 }
 
 // waitSlot is a waiter with what the shell needs to wait.
@@ -335,14 +342,14 @@ func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {
 	outcome, pending := l.ledger.take(t, charges, verdicts, &slot.waiter, &out)
 	l.flush(&out)
 	if pending {
-		outcome = l.wait(t, charges, verdicts, slot)
+		outcome = l.wait(charges, verdicts, slot)
 	}
 	l.waiters.Put(slot)
 	return outcome
 }
 
 // wait looks again whenever something came in, and every few milliseconds for what was lost, until the time is up.
-func (l *Limiter) wait(t instant, charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
+func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
 	l.waits.Add(1)
 	began := time.Now()
 	outcome, pending := Refused, true
@@ -361,7 +368,7 @@ func (l *Limiter) wait(t instant, charges []Charge, verdicts []Verdict, slot *wa
 		case <-slot.ch:
 		default:
 		}
-		now := instant{ms: l.clock().UnixMilli(), mono: t.mono + int64(time.Since(began))}
+		now := l.instant()
 		w := &slot.waiter
 		if left <= 0 {
 			w = nil

@@ -49,9 +49,10 @@ type shardStats struct {
 
 func shardOf(id *BucketID) int { return int(id[15] & (shardCount - 1)) }
 
-// advance notes a clock reading that is about to be acted on.
-func (sh *shard) advance(ms int64) {
-	if ms > sh.maxMillis {
+// advance notes a clock reading that is about to be acted on. One beyond the mark is not: after a restart nobody would
+// know that windows were dropped by it.
+func (l *ledger) advance(sh *shard, ms int64) {
+	if ms = min(ms, l.markMillis()); ms > sh.maxMillis {
 		sh.maxMillis = ms
 	}
 }

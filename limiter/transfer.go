@@ -222,7 +222,7 @@ func (l *ledger) onAsk(t instant, from uint16, h header, m *askMessage, out *out
 		sh.mu.Unlock()
 		return
 	}
-	sh.advance(t.ms)
+	l.advance(sh, t.ms)
 	v := l.view.Load()
 	rule := m.rule
 	rule.Limit = m.limit
@@ -301,7 +301,7 @@ func (l *ledger) onAnswer(t instant, from uint16, h header, m *answerMessage) {
 	sh := &l.shards[shardOf(&m.id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	sh.advance(t.ms)
+	l.advance(sh, t.ms)
 	b := sh.get(&m.id)
 	if sh.closed || b == nil || b.span != span(m.rule.Window*1000) || b.alg != m.rule.Algorithm {
 		return

@@ -39,6 +39,9 @@ func (w span) inView(n, ms int64) int64 {
 
 // weigh is ⌈w · charge⌉ with w the part of window n−1 still in view at ms.
 func (w span) weigh(charge, n, ms int64) int64 {
+	if charge < 0 { // only with a safeguard switched off
+		return -mulFloor(-charge, w.inView(n, ms), int64(w))
+	}
 	return mulCeil(charge, w.inView(n, ms), int64(w))
 }
 
