@@ -88,8 +88,12 @@ func (c *devCommand) attend(ctx context.Context, cluster *devCluster, family *fa
 		}
 	}()
 	isReady := false
-	for left := len(cluster.nodes); left > 0; {
+	left := len(cluster.nodes)
+	var abandoned <-chan struct{} // closed when nothing of the cluster is left
+	for {
 		select {
+		case <-abandoned:
+			return errors.New("all nodes have ended")
 		case <-ctx.Done():
 			return nil
 		case <-ready:
@@ -103,9 +107,38 @@ func (c *devCommand) attend(ctx context.Context, cluster *devCluster, family *fa
 			}
 			say("%s (pid %d) ended: %v. It is not restarted; the others go on. To start it again: sluice node --config %s\n%s",
 				e.name, e.pid, e.state, e.config, e.lastLines())
+			if left == 0 {
+				abandoned = cluster.abandoned(waiting)
+			}
 		}
 	}
-	return errors.New("all nodes have ended")
+}
+
+// abandonedAfter is how long dev goes on without a node: one that was started by hand still needs its echo upstream.
+const abandonedAfter = 3 * time.Second
+
+// abandoned returns a channel that is closed once no node has listened for clients for a while.
+func (c *devCluster) abandoned(ctx context.Context) <-chan struct{} {
+	closed := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for seen := time.Now(); time.Since(seen) < abandonedAfter; {
+			for _, n := range c.nodes {
+				if conn, err := net.DialTimeout("tcp", n.cfg.HTTP.Listen, time.Second); err == nil {
+					conn.Close()
+					seen = time.Now()
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+		close(closed)
+	}()
+	return closed
 }
 
 func (c *devCommand) check(env environment) error {

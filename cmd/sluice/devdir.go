@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -281,7 +282,14 @@ func (c *devCluster) checkAddresses() error {
 			}
 		}
 	}
-	return free(c.echo, false, "the echo upstream")
+	// A predecessor whose nodes have all died holds this one for a moment longer.
+	for deadline := time.Now().Add(abandonedAfter + 2*time.Second); ; {
+		err := free(c.echo, false, "the echo upstream")
+		if err == nil || len(c.made) > 0 || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 func free(address string, udp bool, what string) error {

@@ -22,7 +22,7 @@ var spreads = []struct {
 const (
 	crowd       = 1500 // requests at once
 	concurrency = 250  // of them on the way
-	windowRoom  = 20 * time.Second
+	windowRoom  = 8 * time.Second
 )
 
 func TestLimit_KeyIsNeverExceeded(t *testing.T) {
