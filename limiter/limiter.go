@@ -291,9 +291,11 @@ func (l *Limiter) gossip() {
 
 // sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.
 func (l *Limiter) sweep() {
+	now := l.instant()
 	for i := range l.ledger.shards {
 		sh := &l.ledger.shards[i]
 		sh.mu.Lock()
+		l.ledger.advance(sh, now.ms)
 		l.ledger.sweepShard(sh, 8+len(sh.slab)/1000)
 		l.ledger.sweepCells(sh)
 		sh.mu.Unlock()

@@ -483,6 +483,7 @@ func (s *sim) run() {
 		}
 		if s.rng.IntN(10) == 0 {
 			for i := range n.led.shards {
+				n.led.advance(&n.led.shards[i], s.clock(n))
 				n.led.sweepShard(&n.led.shards[i], 64)
 				n.led.sweepCells(&n.led.shards[i])
 			}
