@@ -38,7 +38,7 @@ func newAdminServer(n *Node) *adminServer {
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ErrorLog:          newLineLogger(n.log, "admin"),
+		ErrorLog:          newLineLogger(n.log.With("component", "admin")),
 	}
 	return a
 }

@@ -12,13 +12,15 @@ import (
 )
 
 const (
-	// probeInterval is how often a node proves that its state is fresh when nobody asks for it.
-	probeInterval = time.Second
-	// probePatience is how long such a proof may wait at the leader for an entry that is proposed anyway (the horizon,
-	// about once a second), so that an idle cluster writes one entry a second and not one a node.
-	probePatience = 1100 * time.Millisecond
-	// probeTimeout bounds one probe.
+	// probePause is how long after a proof of freshness the next one is begun when nobody asks for it, and probePatience
+	// how long that one may wait at the leader for an entry that is proposed anyway: the horizon, which comes every
+	// second. So each node falls into step with the leader's second: an idle cluster writes one entry a second, not one a
+	// node, and no state is much older than a second.
+	probePause    = 750 * time.Millisecond
+	probePatience = 300 * time.Millisecond
+	// probeTimeout bounds one probe, askTimeout one question to a leader that may be gone.
 	probeTimeout = 3 * time.Second
+	askTimeout   = 1200 * time.Millisecond
 )
 
 // freshness knows how old this node's state may be. A state is fresh as of t0 where the leader, asked at t0 or later,
@@ -135,7 +137,7 @@ func (f *freshness) probe(ctx context.Context, patience time.Duration) error {
 	wait := retryFirst
 	for {
 		t0 := time.Now()
-		index, err := f.confirm(ctx, patience)
+		index, err := f.ask(ctx, patience)
 		if err == nil {
 			if err = f.wait(ctx, index); err == nil {
 				f.lastErr.Store(nil)
@@ -155,14 +157,18 @@ func (f *freshness) probe(ctx context.Context, patience time.Duration) error {
 	}
 }
 
-// run probes about once a second until ctx ends, unless others did it meanwhile.
+func (f *freshness) ask(ctx context.Context, patience time.Duration) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout+patience)
+	defer cancel()
+	return f.confirm(ctx, patience)
+}
+
+// run probes about once a second until ctx ends.
 func (f *freshness) run(ctx context.Context) {
 	for {
-		if age, ok := f.age(time.Now()); !ok || age >= probeInterval/2 {
-			f.probe(ctx, probePatience)
-		}
+		f.probe(ctx, probePatience)
 		select {
-		case <-time.After(probeInterval / 2):
+		case <-time.After(probePause):
 		case <-ctx.Done():
 			return
 		}

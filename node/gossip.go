@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"slices"
@@ -27,11 +28,11 @@ const (
 	packetHeader = 1 + 16
 	// packetQueue bounds the packets that wait for the limiter: what it cannot take, the next batch makes good.
 	packetQueue = 4096
-	// rejoinInterval is how often members that gossip has lost sight of are looked up again; right after the start,
-	// and where nobody else is seen, more often.
-	rejoinInterval      = 10 * time.Second
-	rejoinIntervalAlone = 500 * time.Millisecond
-	leaveTimeout        = 2 * time.Second
+	// rejoinInterval is how often a member that gossip has lost sight of is looked up again; where nobody else is seen,
+	// at every look.
+	rejoinInterval = 10 * time.Second
+	rejoinLook     = 500 * time.Millisecond
+	leaveTimeout   = 2 * time.Second
 )
 
 // gossip is this node's memberlist: liveness, clock offsets and the limiter's packets. Nothing that it says gives a
@@ -80,7 +81,7 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 		return nil, fmt.Errorf("gossip.listen: %w", err)
 	}
 	logger = logger.With("component", "gossip")
-	transport, err := bindGossip(ip.String(), int(port), logger)
+	transport, err := bindGossip(ip.String(), int(port), newLineLogger(logger))
 	if err != nil {
 		return nil, fmt.Errorf("listen for gossip on %s: %w", listen, err)
 	}
@@ -111,10 +112,10 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 }
 
 // bindGossip binds both protocols on one port. With port 0 the one that TCP got may be taken on UDP: another try.
-func bindGossip(ip string, port int, logger *slog.Logger) (transport *memberlist.NetTransport, err error) {
+func bindGossip(ip string, port int, logger *log.Logger) (transport *memberlist.NetTransport, err error) {
 	for range 10 {
 		transport, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-			BindAddrs: []string{ip}, BindPort: port, Logger: newLineLogger(logger, "gossip"),
+			BindAddrs: []string{ip}, BindPort: port, Logger: logger,
 		})
 		if err == nil || port != 0 {
 			return transport, err
@@ -162,7 +163,7 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 	c.EnableCompression = false
 	c.TCPTimeout = 3 * time.Second
 	c.DeadNodeReclaimTime = 30 * time.Second
-	c.Logger = newLineLogger(g.log, "gossip")
+	c.Logger = newLineLogger(g.log)
 	c.Delegate, c.Events, c.Ping, c.Conflict = (*gossipDelegate)(g), (*gossipEvents)(g), (*gossipPing)(g), (*gossipConflict)(g)
 	g.drain()
 	list, err := memberlist.Create(c)
@@ -179,31 +180,26 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 // rejoin looks up members that gossip does not see. memberlist forgets the dead, so that two halves of a cluster would
 // never find each other again by themselves.
 func (g *gossip) rejoin(members func() []nodeAddr) {
+	tried := make(map[string]time.Time)
 	for {
-		missing, seen := 0, 0
 		for _, m := range members() {
-			if m.ID == g.self || m.Gossip == "" {
+			if m.ID == g.self || m.Gossip == "" || g.isAlive(m.ID) {
 				continue
 			}
-			if g.isAlive(m.ID) {
-				seen++
+			if at, ok := tried[m.ID]; ok && time.Since(at) < rejoinInterval && g.seen() > 1 {
 				continue
 			}
-			missing++
 			// One at a time: each names one node and fails for itself.
 			if _, err := g.list.Join([]string{m.Gossip}); err != nil {
-				g.log.Debug("member not reached by gossip", "node", m.ID, "error", err)
+				g.log.Debug("member not reached by gossip", "peer", m.ID, "error", err)
 			}
+			tried[m.ID] = time.Now()
 			if g.ctx.Err() != nil {
 				return
 			}
 		}
-		wait := rejoinInterval
-		if missing > 0 && seen == 0 {
-			wait = rejoinIntervalAlone
-		}
 		select {
-		case <-time.After(wait):
+		case <-time.After(rejoinLook):
 		case <-g.ctx.Done():
 			return
 		}
@@ -274,7 +270,7 @@ func (g *gossip) Send(node string, packet []byte) {
 		return
 	}
 	if err := g.list.SendBestEffort(to, msg); err != nil {
-		g.log.Debug("packet not sent", "node", node, "error", err)
+		g.log.Debug("packet not sent", "peer", node, "error", err)
 		return
 	}
 	g.sent.Add(1)
@@ -372,7 +368,7 @@ func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
 	delete(e.dead, n.Name)
 	e.mu.Unlock()
 	if n.Name != e.self {
-		e.log.Info("node seen", "node", n.Name, "address", n.Address())
+		e.log.Info("node seen", "peer", n.Name, "address", n.Address())
 	}
 	e.events.signal()
 }
@@ -384,7 +380,7 @@ func (e *gossipEvents) NotifyLeave(n *memberlist.Node) {
 	e.mu.Unlock()
 	e.clocks.forget(n.Name)
 	if n.Name != e.self {
-		e.log.Info("node lost", "node", n.Name, "address", n.Address())
+		e.log.Info("node lost", "peer", n.Name, "address", n.Address())
 	}
 	e.events.signal()
 }
@@ -416,6 +412,6 @@ type gossipConflict gossip
 
 func (c *gossipConflict) NotifyConflict(existing, other *memberlist.Node) {
 	if c.once.allow("conflict "+existing.Name, time.Minute) {
-		c.log.Warn("two addresses for one node", "node", existing.Name, "known", existing.Address(), "claimed", other.Address())
+		c.log.Warn("two addresses for one node", "peer", existing.Name, "known", existing.Address(), "claimed", other.Address())
 	}
 }

@@ -133,7 +133,7 @@ func (d *dataDir) nextIncarnation() (uint64, error) {
 	if err := d.write(identityFile, &next); err != nil {
 		return 0, err
 	}
-	d.identity = next
+	d.Incarnation = next.Incarnation
 	return next.Incarnation, nil
 }
 

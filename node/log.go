@@ -2,9 +2,12 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -12,16 +15,31 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
+// NewLogger returns the logger that log asks for, writing to w. The configuration is a valid one; an unknown level is
+// info, an unknown format JSON.
+func NewLogger(log LogConfig, w io.Writer) *slog.Logger {
+	var level slog.Level
+	if level.UnmarshalText([]byte(log.Level)) != nil {
+		level = slog.LevelInfo
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if log.Format == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
 // hclogAdapter writes Raft's log through slog. Raft tells of every vote and every retry at info and above; what is
 // routine for an operator goes to debug here.
 type hclogAdapter struct {
 	log  *slog.Logger
 	name string
 	args []any
+	once *onceIn
 }
 
 func newHCLog(logger *slog.Logger, component string) hclog.Logger {
-	return &hclogAdapter{log: logger.With("component", component), name: component}
+	return &hclogAdapter{log: logger.With("component", component), name: component, once: new(onceIn)}
 }
 
 func level(l hclog.Level) slog.Level {
@@ -49,10 +67,26 @@ func attributes(args []any) []any {
 }
 
 func (h *hclogAdapter) Log(l hclog.Level, msg string, args ...any) {
-	if !h.log.Enabled(context.Background(), level(l)) {
-		return
+	at := level(l)
+	for _, arg := range args {
+		// Said of connections that this node has closed itself.
+		if err, ok := arg.(error); ok && errors.Is(err, net.ErrClosed) {
+			at = slog.LevelDebug
+		}
 	}
-	h.log.Log(context.Background(), level(l), msg, attributes(args)...)
+	// Raft repeats itself about every peer that is gone, many times a second.
+	if at > slog.LevelDebug {
+		about := ""
+		if len(args) > 1 {
+			about = fmt.Sprint(args[1])
+		}
+		if !h.once.allow(msg+about, time.Minute) {
+			at = slog.LevelDebug
+		}
+	}
+	if h.log.Enabled(context.Background(), at) {
+		h.log.Log(context.Background(), at, msg, attributes(args)...)
+	}
 }
 func (h *hclogAdapter) Trace(msg string, args ...any) {}
 func (h *hclogAdapter) Debug(msg string, args ...any) { h.Log(hclog.Debug, msg, args...) }
@@ -69,10 +103,10 @@ func (h *hclogAdapter) Name() string                  { return h.name }
 func (h *hclogAdapter) SetLevel(hclog.Level)          {}
 func (h *hclogAdapter) GetLevel() hclog.Level         { return hclog.Debug }
 func (h *hclogAdapter) With(args ...any) hclog.Logger {
-	return &hclogAdapter{log: h.log.With(attributes(args)...), name: h.name, args: append(h.args[:len(h.args):len(h.args)], args...)}
+	return &hclogAdapter{log: h.log.With(attributes(args)...), name: h.name, args: append(h.args[:len(h.args):len(h.args)], args...), once: h.once}
 }
 func (h *hclogAdapter) Named(name string) hclog.Logger {
-	return &hclogAdapter{log: h.log.With("part", name), name: h.name + "." + name, args: h.args}
+	return &hclogAdapter{log: h.log.With("part", name), name: h.name + "." + name, args: h.args, once: h.once}
 }
 func (h *hclogAdapter) ResetNamed(name string) hclog.Logger { return h.Named(name) }
 func (h *hclogAdapter) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {
@@ -93,8 +127,8 @@ type lineWriter struct {
 	once onceIn
 }
 
-func newLineLogger(logger *slog.Logger, component string) *log.Logger {
-	return log.New(&lineWriter{log: logger.With("component", component)}, "", 0)
+func newLineLogger(logger *slog.Logger) *log.Logger {
+	return log.New(&lineWriter{log: logger}, "", 0)
 }
 
 func (w *lineWriter) Write(p []byte) (int, error) {

@@ -16,8 +16,9 @@ package node
 //  2. The public listener closes and requests in flight are finished; all of the node still works for them.
 //  3. Leadership is handed over, before Raft stops, so that writes elsewhere do not wait for an election.
 //  4. Gossip says goodbye. The node stays in the Raft configuration: it is expected back.
-//  5. The leader's work and the probes stop, then Raft, then the limiter: what Raft still applies may reach it.
-//  6. Peers' connections, gossip, the state, and last the lock of the data directory.
+//  5. The probes stop and the peers' connections are cut: Raft must not wait for a peer that does not answer. Then Raft
+//     and the loops around it.
+//  6. Gossip before the limiter that takes its packets, the state, and last the lock of the data directory.
 
 import (
 	"context"
@@ -26,6 +27,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -94,9 +96,12 @@ var errClosed = errors.New("node closed")
 //
 // ctx bounds Open itself only. On an error everything is released.
 func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) {
-	o := options{logger: slog.Default(), version: "dev", clock: time.Now}
+	o := options{version: "dev", clock: time.Now}
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.logger == nil {
+		o.logger = NewLogger(cfg.Log, os.Stderr)
 	}
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
@@ -108,7 +113,7 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
-			for _, ln := range []net.Listener{o.http, o.peer, o.admin} {
+			for _, ln := range []net.Listener{n.opts.http, n.opts.peer, n.opts.admin} {
 				if ln != nil {
 					ln.Close()
 				}
@@ -204,7 +209,7 @@ func (n *Node) listen() error {
 	if n.peerAddress, err = advertised(n.cfg.Peer.Advertise, n.opts.peer.Addr(), "peer"); err != nil {
 		return err
 	}
-	n.dialer = &dialer{creds: n.creds, resolve: n.book.peer, log: peerLog}
+	n.dialer = newDialer(n.creds, n.book.peer, peerLog)
 	n.rpc = &rpcClient{
 		http: newRPCClient(n.dialer), clusterID: n.clusterID,
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
@@ -586,6 +591,9 @@ func (n *Node) Close() error {
 			}
 			cancel()
 		}
+		if n.httpAddress != nil {
+			n.opts.http.Close() // where Serve had not begun yet
+		}
 		if n.admin != nil {
 			add("close admin listener", n.admin.http.Close())
 		}
@@ -600,16 +608,17 @@ func (n *Node) Close() error {
 			add("close peer listener", n.peers.close())
 		}
 		if n.rpc != nil {
+			n.dialer.close()
 			n.rpc.close()
 		}
 		n.closeConsensus(add)
 		n.wg.Wait() // form may have started Raft or the limiter meanwhile
 		n.closeConsensus(add)
-		if l := n.limits.limiter.Load(); l != nil {
-			add("close limiter", l.Close())
-		}
 		if n.gossip != nil {
 			add("close gossip", n.gossip.close())
+		}
+		if l := n.limits.limiter.Load(); l != nil {
+			add("close limiter", l.Close())
 		}
 		if n.fsm != nil {
 			add("close state", n.fsm.Close())

@@ -19,7 +19,7 @@ type options struct {
 	admin   net.Listener
 }
 
-// WithLogger sets the logger; without it the node logs to slog.Default().
+// WithLogger sets the logger; without it the node logs to standard error as the configuration's [log] says.
 func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger = logger } }
 
 // WithVersion sets the version that the node shows; without it "dev".

@@ -204,14 +204,13 @@ func plainHandshakeError(err error) error {
 	var alert tls.AlertError
 	var remote *net.OpError
 	if errors.As(err, &alert) || (errors.As(err, &remote) && remote.Op == "remote error") {
-		return fmt.Errorf("the peer refused this node (another cluster secret or cluster name?): %w", err)
+		return fmt.Errorf("the peer refused this node (another cluster secret or name, or it meant another node): %w", err)
 	}
 	return fmt.Errorf("peer handshake: %w", err)
 }
 
-// protoListener is the net.Listener of one protocol. Closing it stops its Accept only.
+// protoListener is the net.Listener of one protocol. Closing it stops its Accept only, and nothing else does.
 type protoListener struct {
-	owner *peerListener
 	conns chan net.Conn
 	addr  net.Addr
 	done  chan struct{}
@@ -219,7 +218,7 @@ type protoListener struct {
 }
 
 func (p *peerListener) listener(conns chan net.Conn, addr net.Addr) *protoListener {
-	return &protoListener{owner: p, conns: conns, addr: addr, done: make(chan struct{})}
+	return &protoListener{conns: conns, addr: addr, done: make(chan struct{})}
 }
 
 func (l *protoListener) Accept() (net.Conn, error) {
@@ -227,8 +226,6 @@ func (l *protoListener) Accept() (net.Conn, error) {
 	case c := <-l.conns:
 		return c, nil
 	case <-l.done:
-		return nil, net.ErrClosed
-	case <-l.owner.ctx.Done():
 		return nil, net.ErrClosed
 	}
 }
@@ -252,6 +249,55 @@ type dialer struct {
 	resolve func(nodeID string) (string, error) // to a host:port
 	log     *slog.Logger
 	once    onceIn
+
+	mu     sync.Mutex
+	open   map[*dialedConn]struct{}
+	closed bool
+}
+
+func newDialer(creds PeerCredentials, resolve func(string) (string, error), logger *slog.Logger) *dialer {
+	return &dialer{creds: creds, resolve: resolve, log: logger, open: make(map[*dialedConn]struct{})}
+}
+
+// dialedConn is a raw connection that leaves the dialer's books when it is closed.
+type dialedConn struct {
+	net.Conn
+	owner *dialer
+}
+
+func (c *dialedConn) Close() error {
+	c.owner.mu.Lock()
+	delete(c.owner.open, c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// track enters a connection, or refuses it after close.
+func (d *dialer) track(conn net.Conn) (*dialedConn, error) {
+	c := &dialedConn{Conn: conn, owner: d}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	d.open[c] = struct{}{}
+	return c, nil
+}
+
+// close cuts every connection: Raft waits for its exchanges when it stops, and a peer that does not answer would hold
+// it up for as long as an exchange may take.
+func (d *dialer) close() {
+	d.mu.Lock()
+	d.closed = true
+	open := make([]*dialedConn, 0, len(d.open))
+	for c := range d.open {
+		open = append(open, c)
+	}
+	d.mu.Unlock()
+	for _, c := range open {
+		c.Close()
+	}
 }
 
 // dial connects to target, a node id (then that node has to answer) or a host:port (then any node of the cluster may).
@@ -266,7 +312,11 @@ func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	raw, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("dial peer: %w", err)
+	}
+	raw, err := d.track(tcp)
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}

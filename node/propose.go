@@ -87,12 +87,11 @@ func (p *proposer) untilDone(ctx context.Context, envelope []byte) (state.Result
 	unknown := false
 	wait := retryFirst
 	for {
-		var changed <-chan struct{}
 		k := p.consensus()
-		if k == nil {
+		if k == nil || k.raft.State() == raft.Shutdown {
 			return state.Result{}, p.ended(unknown, errors.New("raft does not run"))
 		}
-		changed = k.leadership.wait()
+		changed := k.leadership.wait()
 		result, err := p.attempt(ctx, k, envelope)
 		if err == nil {
 			return result, nil
@@ -136,10 +135,28 @@ func (p *proposer) attempt(ctx context.Context, k *consensus, envelope []byte) (
 	if k.leads() {
 		return k.apply(ctx, envelope)
 	}
+	changed := k.leadership.wait()
 	leader := k.leader()
 	if leader == "" || leader == p.self {
 		return state.Result{}, errNotLeader
 	}
+	// A leader that was paused or cut off does not answer; once there is another one, waiting for it is pointless.
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		for {
+			select {
+			case <-changed:
+			case <-done:
+				return
+			}
+			changed = k.leadership.wait()
+			if k.leader() != leader {
+				cancel()
+				return
+			}
+		}
+	}()
 	return p.forward(ctx, leader, envelope)
 }
 

@@ -146,7 +146,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    8 << 10,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxServedCalls, SendPingTimeout: 15 * time.Second},
-		ErrorLog:          newLineLogger(logger, "peer-rpc"),
+		ErrorLog:          newLineLogger(logger),
 	}
 }
 

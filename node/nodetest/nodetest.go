@@ -230,7 +230,7 @@ func (c *Cluster) Open(i int) (*node.Node, error) {
 			})
 		}
 	}
-	logger := slog.New(slog.NewTextHandler(c.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	logger := slog.New(slog.NewTextHandler(c.logs, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	n, err := node.Open(context.Background(), m.Config, node.WithLogger(logger.With("member", i)), node.WithVersion("test"),
 		node.WithPeerListener(m.peer), node.WithHTTPListener(m.http),
 		node.WithFatal(func(err error) { c.t.Errorf("node %d: fatal: %v", i, err) }))
