@@ -104,3 +104,79 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 		})
 	}
 }
+
+// On a connected cluster a client that asks for more than the limit gets all of it, or 99 of 100, however its requests
+// are spread over the nodes.
+func TestLedger_NothingWasted(t *testing.T) {
+	t.Parallel()
+	patterns := map[string]func(s *sim, i int) int{
+		"one node":    func(*sim, int) int { return 0 },
+		"round robin": func(s *sim, i int) int { return i % len(s.nodes) },
+		"random":      func(s *sim, _ int) int { return s.rng.IntN(len(s.nodes)) },
+		"two nodes":   func(s *sim, i int) int { return i % 2 },
+		"attacker":    func(s *sim, _ int) int { return (s.refused + 1) % len(s.nodes) },
+		"in turn":     func(s *sim, i int) int { return i / 40 % len(s.nodes) },
+	}
+	for name, pick := range patterns {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for _, nodes := range []int{2, 3, 5, 10, 20} {
+				for _, limit := range []int64{1, 3, 10, 100, 1000} {
+					for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+						used, waits := pour(nodes, limit, alg, pick)
+						if used > limit || used*100 < limit*99 || limit <= 10 && used != limit {
+							t.Errorf("%d nodes, algorithm %d: %d of %d used", nodes, alg, used, limit)
+						}
+						if testing.Verbose() {
+							t.Logf("%d nodes, algorithm %d: %d of %d used, %d requests waited", nodes, alg, used, limit, waits)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// pour sends requests for a second or more of simulated time, far from a window's edge.
+func pour(nodes int, limit int64, alg Algorithm, pick func(s *sim, i int) int) (used int64, waits int) {
+	rule := Rule{Limit: limit, Window: 3600, Algorithm: alg}
+	s := newSim(uint64(nodes)*uint64(limit), simOptions{
+		nodes: nodes, slots: 64, delay: 1, buckets: []simBucket{{bucketID(&[16]byte{}, "p", rule, []byte("s")), rule}},
+	})
+	s.now = rule.Window * 1000 * 400_000
+	s.horizon = s.now + 3_600_000
+	s.log = append(s.log, simEntry{horizon: s.horizon})
+	for _, n := range s.nodes {
+		n.applied = len(s.log)
+		s.inform(n)
+	}
+	end := s.now + 1500
+	for i := 0; s.now < end; {
+		s.now++
+		for _, n := range s.nodes {
+			s.raise(n)
+		}
+		s.deliver()
+		for _, n := range s.nodes {
+			s.retry(n)
+		}
+		for range max(limit/200, 2) {
+			n := s.nodes[pick(s, i)]
+			i++
+			c := []Charge{{Bucket: s.opt.buckets[0].id, Rule: rule, Cost: 1}}
+			before := len(n.waiting)
+			s.attempt(n, &simRequest{charges: c, verdicts: make([]Verdict, 1), w: &waiter{}, since: s.now})
+			waits += len(n.waiting) - before
+		}
+		if s.now%50 == 0 {
+			for _, n := range s.nodes {
+				n.led.news(s.instant(n), 1<<20, func(p []byte) {
+					for _, peer := range n.led.audience() {
+						s.put(n, n.led.peers.at(peer).id, p)
+					}
+				})
+			}
+		}
+	}
+	return int64(s.admitted), waits
+}

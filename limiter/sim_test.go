@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 )
 
 // The simulator drives the real ledgers of a few nodes through one schedule made from a seed: a network that loses,
@@ -202,8 +203,15 @@ func (s *sim) put(from *simNode, to string, data []byte) {
 		if s.rng.IntN(100) < s.opt.loss {
 			continue
 		}
-		s.net = append(s.net, simPacket{at: s.now + s.rng.Int64N(s.opt.delay+1), from: from.index, to: int(to[1] - '0'), data: slices.Clone(data)})
+		s.net = append(s.net, simPacket{at: s.now + s.rng.Int64N(s.opt.delay+1), from: from.index, to: must(strconv.Atoi(to[1:])), data: slices.Clone(data)})
 	}
+}
+
+func must(n int, err error) int {
+	if err != nil {
+		panic(err)
+	}
+	return n
 }
 
 func btoi(b bool) int {
