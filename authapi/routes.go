@@ -55,6 +55,7 @@ func (s *Server) edgeRoutes() []route {
 		{method: "GET", pattern: "/livez", handle: handleLivez, layer: layerNone},
 		{method: "GET", pattern: "/readyz", handle: handleReadyz, layer: layerNone},
 		{method: "GET", pattern: "/api/v1/health", handle: handleHealth},
+		{method: "GET", pattern: "/openapi.json", handle: handleOpenAPI, layer: layerDocuments},
 	}...)
 }
 
