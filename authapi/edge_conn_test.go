@@ -330,3 +330,22 @@ func TestLimits_UserGetsTheMostGenerousPlan(t *testing.T) {
 		}
 	}
 }
+
+func TestServer_ServeAfterShutdownEnds(t *testing.T) {
+	t.Parallel()
+	cfg, _, _, _ := edgeConfig(nil)
+	srv, err := authapi.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.Shutdown(context.Background()); err != nil {
+		t.Fatalf("Shutdown: %v", err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := srv.Serve(ln); err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}

@@ -15,11 +15,14 @@ import (
 // is too many. Trusted proxies may have any number. fasthttp's own bounds are not used, because they answer in a form
 // of their own.
 type admission struct {
-	srv    *Server
-	perIP  int
-	slots  chan struct{} // one element for each open connection
-	mu     sync.Mutex
-	counts map[netip.Addr]int // guarded by mu
+	srv   *Server
+	perIP int
+	slots chan struct{} // one element for each open connection
+
+	mu        sync.Mutex // guards what follows
+	counts    map[netip.Addr]int
+	listeners []*admittedListener
+	stopped   bool
 }
 
 func newAdmission(s *Server) *admission {
@@ -75,12 +78,36 @@ func (ad *admission) closed(conn net.Conn, s fasthttp.ConnState) {
 type admittedListener struct {
 	net.Listener
 	ad    *admission
-	close sync.Once
+	close func() error
 	done  chan struct{}
 }
 
+// listen wraps ln. Once stop has been called, what it gives is closed already: a Serve that starts late must end too.
 func (ad *admission) listen(ln net.Listener) *admittedListener {
-	return &admittedListener{Listener: ln, ad: ad, done: make(chan struct{})}
+	l := &admittedListener{Listener: ln, ad: ad, done: make(chan struct{})}
+	l.close = sync.OnceValue(func() error {
+		close(l.done)
+		return ln.Close()
+	})
+	ad.mu.Lock()
+	defer ad.mu.Unlock()
+	ad.listeners = append(ad.listeners, l)
+	if ad.stopped {
+		l.Close()
+	}
+	return l
+}
+
+// stop closes all listeners, and those to come.
+func (ad *admission) stop() error {
+	ad.mu.Lock()
+	defer ad.mu.Unlock()
+	ad.stopped = true
+	var problems []error
+	for _, l := range ad.listeners {
+		problems = append(problems, l.Close())
+	}
+	return errors.Join(problems...)
 }
 
 // acceptPause is how long Accept waits where the process has no file descriptor left, which passes.
@@ -115,8 +142,5 @@ func (l *admittedListener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close implements net.Listener.
-func (l *admittedListener) Close() error {
-	l.close.Do(func() { close(l.done) })
-	return l.Listener.Close()
-}
+// Close implements net.Listener. It may be called more than once.
+func (l *admittedListener) Close() error { return l.close() }

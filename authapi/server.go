@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -91,7 +92,7 @@ func (s *Server) newHTTP() *fasthttp.Server {
 	}
 }
 
-// Serve answers requests from ln until Shutdown, which makes it return nil.
+// Serve answers requests from ln until Shutdown, which makes it return nil, even where it came first.
 func (s *Server) Serve(ln net.Listener) error {
 	if err := s.http.Serve(s.admission.listen(ln)); err != nil {
 		return fmt.Errorf("serve http: %w", err)
@@ -103,7 +104,7 @@ func (s *Server) Serve(ln net.Listener) error {
 // workers. It is safe to call more than once.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
-	err := s.http.ShutdownWithContext(ctx)
+	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
 	if err != nil {
 		return fmt.Errorf("shut down http: %w", err)
