@@ -6,17 +6,18 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
 // echoAnswer is what the echo upstream saw of a request.
 type echoAnswer struct {
-	Method    string              `json:"method"`
-	Host      string              `json:"host"`
-	Path      string              `json:"path"`
-	Query     string              `json:"query"`
-	Headers   map[string][]string `json:"headers"`
-	BodyBytes int64               `json:"body_bytes"`
+	Method    string            `json:"method"`
+	Host      string            `json:"host"`
+	Path      string            `json:"path"`
+	Query     string            `json:"query"`
+	Headers   map[string]string `json:"headers"` // several lines of one name joined by ", "
+	BodyBytes int64             `json:"body_bytes"`
 }
 
 // startEcho serves the upstream of the development cluster's routes. The caller closes it.
@@ -25,7 +26,7 @@ func startEcho(address string) (*http.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the echo upstream: %w", err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(echo), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
+	server := &http.Server{Addr: listener.Addr().String(), Handler: http.HandlerFunc(echo), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
 	go server.Serve(listener) // ends with Close, and its error says only that
 	return server, nil
 }
@@ -36,9 +37,13 @@ func echo(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body broke off", http.StatusBadRequest)
 		return
 	}
+	headers := make(map[string]string, len(r.Header))
+	for name, values := range r.Header {
+		headers[name] = strings.Join(values, ", ")
+	}
 	w.Header().Set("Content-Type", "application/json")
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	// A client that has gone away is the only reason to fail.
-	_ = encoder.Encode(echoAnswer{Method: r.Method, Host: r.Host, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Headers: r.Header, BodyBytes: n})
+	_ = encoder.Encode(echoAnswer{Method: r.Method, Host: r.Host, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Headers: headers, BodyBytes: n})
 }

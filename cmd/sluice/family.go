@@ -80,7 +80,7 @@ func (f *family) start(executable, dir string, n devNode, variables []string) er
 	f.living[n.name] = cmd
 	f.mu.Unlock()
 	f.all.Go(func() {
-		cmd.Wait() // the state says what the error would
+		_ = cmd.Wait() // the state says what the error would
 		e.state = cmd.ProcessState
 		f.mu.Lock()
 		delete(f.living, n.name)

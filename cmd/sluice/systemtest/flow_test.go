@@ -101,7 +101,7 @@ func referenceFlow(t *testing.T, route route) {
 	echoed := call(request{path: "/api/v1/triggers/7?x=1", key: key, address: address, header: map[string]string{"X-Auth-User": "forged", "X-Auth-Key": "forged"}}, http.StatusOK)
 	var seen struct {
 		Method, Path, Query string
-		Headers             map[string][]string
+		Headers             map[string]string
 	}
 	if err := json.Unmarshal(echoed.body, &seen); err != nil {
 		t.Fatalf("echo: %v in %v", err, echoed)
@@ -109,12 +109,14 @@ func referenceFlow(t *testing.T, route route) {
 	if seen.Method != "GET" || seen.Path != "/api/v1/triggers/7" || seen.Query != "x=1" {
 		t.Errorf("the upstream saw %s %s?%s", seen.Method, seen.Path, seen.Query)
 	}
-	for name, want := range map[string][]string{
-		"X-Auth-Method": {"api_key"}, "X-Auth-Key": {keyID}, "X-Auth-Organization": {team}, "X-Auth-Scopes": {"triggers:read"}, "X-Auth-User": {""},
-		"X-Api-Key": nil, "Authorization": nil,
-	} {
-		if got := seen.Headers[name]; !slices.Equal(got, want) {
+	for name, want := range map[string]string{"X-Auth-Method": "api_key", "X-Auth-Key": keyID, "X-Auth-Organization": team, "X-Auth-Scopes": "triggers:read", "X-Auth-User": ""} {
+		if got, there := seen.Headers[name]; !there || got != want {
 			t.Errorf("the upstream saw %s %q, want %q", name, got, want)
+		}
+	}
+	for _, name := range []string{"X-Api-Key", "Authorization"} {
+		if _, there := seen.Headers[name]; there {
+			t.Errorf("the upstream saw %s", name)
 		}
 	}
 	call(request{method: "POST", path: "/api/v1/triggers", key: key, address: address, body: map[string]any{}}, http.StatusForbidden)

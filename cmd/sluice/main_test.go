@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sluice/node"
+)
+
+// program runs the command line and returns what a shell would see.
+func program(t *testing.T, variables []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(context.Background(), args, environment{variables: variables, stdout: &out, stderr: &errs})
+	return out.String(), errs.String(), code
+}
+
+func TestRun_ExitCodes(t *testing.T) {
+	t.Parallel()
+	bad := filepath.Join(t.TempDir(), "bad.toml")
+	if err := os.WriteFile(bad, []byte("nam = \"x\"\n[auth]\ntoken_ttl = 3600\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args   []string
+		code   int
+		stdout string
+		stderr string
+	}{
+		{[]string{"--help"}, exitDone, "Usage: sluice <command>", ""},
+		{[]string{"dev", "--help"}, exitDone, "--nodes", ""},
+		{[]string{"version"}, exitDone, "sluice " + released, ""},
+		{[]string{"secret", "new"}, exitDone, "slsec_", ""},
+		{[]string{"config", "show"}, exitDone, "[limits.anonymous]\nlimit = 10\n", ""},
+		{nil, exitUsage, "", "expected one of"},
+		{[]string{"nonsense"}, exitUsage, "", "nonsense"},
+		{[]string{"version", "--loud"}, exitUsage, "", "--loud"},
+		{[]string{"node"}, exitUsage, "", "--config"},
+		{[]string{"node", "--config", bad}, exitUsage, "", bad + ":1:1: nam: unknown key: did you mean name?\n" + bad + ":3:1: auth.token_ttl: want a duration"},
+		{[]string{"config", "check", "--config", bad}, exitUsage, "", bad + ":1:1: nam: unknown key"},
+		{[]string{"config", "show", "--config", bad}, exitUsage, "", bad + ":1:1: nam: unknown key"},
+		{[]string{"config", "check", "--config", bad + ".not"}, exitUsage, "", "no such file"},
+		{[]string{"dev", "--nodes", "10"}, exitUsage, "", "--nodes: want 1 to 9, not 10"},
+		{[]string{"dev", "--port", "65535", "--nodes", "2"}, exitUsage, "", "--port"},
+		{[]string{"dev", "--port", "65535", "--dir", t.TempDir()}, exitUsage, "", "node 3 would be on port 65537"},
+	} {
+		stdout, stderr, code := program(t, nil, test.args...)
+		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {
+			t.Errorf("sluice %s: code %d, want %d; standard output %q, want %q; standard error %q, want %q",
+				strings.Join(test.args, " "), code, test.code, stdout, test.stdout, stderr, test.stderr)
+		}
+	}
+}
+
+func TestConfigCheck_TellsWhatAvailabilityCosts(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "node.toml")
+	text := "initial_members = [\"127.0.0.1:1\", \"127.0.0.1:2\", \"127.0.0.1:3\"]\npeer.listen = \"127.0.0.1:1\"\nlimits.on_isolation = \"available\"\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	variables := []string{"SLUICE_SECRETS__CLUSTER=" + node.NewSecret(), "SLUICE_SECRETS__KEY=" + node.NewSecret()}
+	stdout, stderr, code := program(t, variables, "config", "check", "--config", path)
+	if code != exitDone || !strings.Contains(stdout, "limits.anonymous may be exceeded by up to 4 a window for each node that is cut off") {
+		t.Errorf("code %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+// TestDevDirectory_IsTheSameTheNextTime makes a directory's files, opens them again, and moves them to another port.
+func TestDevDirectory_IsTheSameTheNextTime(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	made, err := openDevCluster(dir, 2, 9601, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := openDevCluster(dir, 0, 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(again.nodes) != 2 || again.echo != made.echo || again.urls()[1] != "http://127.0.0.1:9602" {
+		t.Errorf("opened again: %+v", again)
+	}
+	moved, err := openDevCluster(dir, 2, 9651, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(moved.urls(), " "); got != "http://127.0.0.1:9651 http://127.0.0.1:9652" {
+		t.Errorf("moved to %s", got)
+	}
+	if moved.nodes[0].cfg.Peer != made.nodes[0].cfg.Peer {
+		t.Errorf("peers moved as well: %v", moved.nodes[0].cfg.Peer)
+	}
+	if _, err := openDevCluster(dir, 3, 0, nil); err == nil || !strings.Contains(err.Error(), "was made with --nodes 2") {
+		t.Errorf("another number of nodes: %v", err)
+	}
+	// What a crash in the middle of the making leaves is no cluster to go on with.
+	if err := os.Remove(nodeFile(dir, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openDevCluster(dir, 2, 0, nil); err == nil || !strings.Contains(err.Error(), "has no node1.toml") {
+		t.Errorf("without node1.toml: %v", err)
+	}
+}
+
+func TestEcho_TellsWhatItGot(t *testing.T) {
+	t.Parallel()
+	server, err := startEcho("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	request, err := http.NewRequest(http.MethodPut, "http://"+server.Addr+"/a%20b?c=d", strings.NewReader("12345"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("X-Auth-User", "")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var got echoAnswer
+	if err := json.NewDecoder(response.Body).Decode(&got); err != nil {
+		t.Fatal(err)
+	}
+	if _, user := got.Headers["X-Auth-User"]; got.Method != "PUT" || got.Path != "/a%20b" || got.Query != "c=d" || got.BodyBytes != 5 || !user {
+		t.Errorf("got %+v", got)
+	}
+}
