@@ -127,11 +127,11 @@ func handleRegister(c *call) error {
 	}
 	res, err := s.propose(ctx, state.RegisterUser{
 		User: user, Organization: org, Session: session, Idempotency: record,
-		Audit: []state.AuditEvent{
+		Audit: inOrder(
 			by(user.ID, c.event("user.registered", org.ID, kindUser, user.ID)),
 			by(user.ID, c.event("organization.created", org.ID, kindOrganization, org.ID)),
 			by(user.ID, c.event("session.created", org.ID, kindSession, session.ID)),
-		},
+		),
 	})
 	if err != nil {
 		return err

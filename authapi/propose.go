@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"time"
 
 	"sluice/raftfsm/state"
@@ -115,6 +116,19 @@ func (c *call) event(name, organizationID, subjectType, subjectID string, detail
 		e.Detail = append(e.Detail, state.Pair{Name: detail[i], Value: detail[i+1]})
 	}
 	return e
+}
+
+// inOrder gives events that were made in the same millisecond ids that sort as the events stand: lists go by id.
+func inOrder(events ...state.AuditEvent) []state.AuditEvent {
+	ids := make([]string, len(events))
+	for i := range events {
+		ids[i] = events[i].ID
+	}
+	slices.Sort(ids)
+	for i := range events {
+		events[i].ID = ids[i]
+	}
+	return events
 }
 
 // by makes a user the actor of an event whose request carried no credential yet.

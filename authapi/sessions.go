@@ -82,7 +82,7 @@ func handleRefresh(c *call) error {
 	expires := c.refreshExpiry(session.CreatedAt)
 	res, err := s.propose(ctx, state.RefreshSession{
 		SessionID: session.ID, PresentedHash: presented.hash(), SuccessorHash: next.hash(), At: c.now.UnixMilli(),
-		GraceMillis: s.cfg.Auth.RefreshReuseGrace.Milliseconds(), ExpiresAt: expires, ReuseAudit: []state.AuditEvent{reused, ended},
+		GraceMillis: s.cfg.Auth.RefreshReuseGrace.Milliseconds(), ExpiresAt: expires, ReuseAudit: inOrder(reused, ended),
 	})
 	if refusedWith(err, state.CodeSessionEnded) || refusedWith(err, state.CodeNotFound) {
 		if session, err := s.state.Session(session.ID); err == nil && session != nil && session.EndedAt != 0 {

@@ -42,11 +42,36 @@ var (
 	errUnknownKey = errors.New("unknown signing key")
 )
 
-// accessClaims are an access token's claims on the wire.
+// accessClaims are an access token's claims on the wire. Times are whole seconds: the JWT library's own claims would take
+// fractions, and numbers in quotes.
 type accessClaims struct {
-	jwt.RegisteredClaims
-	SessionID      string `json:"sid"`
-	OrganizationID string `json:"org,omitempty"`
+	Issuer         string           `json:"iss"`
+	Subject        string           `json:"sub"`
+	Audience       jwt.ClaimStrings `json:"aud"`
+	Expires        *int64           `json:"exp"`
+	Issued         *int64           `json:"iat"`
+	NotBefore      *int64           `json:"nbf,omitempty"`
+	ID             string           `json:"jti"`
+	SessionID      string           `json:"sid"`
+	OrganizationID string           `json:"org,omitempty"`
+}
+
+// The methods are jwt.Claims.
+
+func (c *accessClaims) GetExpirationTime() (*jwt.NumericDate, error) {
+	return numericDate(c.Expires), nil
+}
+func (c *accessClaims) GetIssuedAt() (*jwt.NumericDate, error)  { return numericDate(c.Issued), nil }
+func (c *accessClaims) GetNotBefore() (*jwt.NumericDate, error) { return numericDate(c.NotBefore), nil }
+func (c *accessClaims) GetIssuer() (string, error)              { return c.Issuer, nil }
+func (c *accessClaims) GetSubject() (string, error)             { return c.Subject, nil }
+func (c *accessClaims) GetAudience() (jwt.ClaimStrings, error)  { return c.Audience, nil }
+
+func numericDate(seconds *int64) *jwt.NumericDate {
+	if seconds == nil {
+		return nil
+	}
+	return &jwt.NumericDate{Time: time.Unix(*seconds, 0)}
 }
 
 // tokens makes and verifies access tokens. Safe for concurrent use.
@@ -75,19 +100,10 @@ func (t *tokens) issue(userID, sessionID, organizationID string, now time.Time) 
 	if key == nil {
 		return "", 0, ErrUnavailable
 	}
-	issued := now.Truncate(time.Second)
-	expires := issued.Add(t.ttl).Truncate(time.Second)
-	tok := jwt.NewWithClaims(key.method, accessClaims{
-		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer:    t.issuer,
-			Subject:   userID,
-			Audience:  jwt.ClaimStrings{t.issuer},
-			ExpiresAt: jwt.NewNumericDate(expires),
-			IssuedAt:  jwt.NewNumericDate(issued),
-			ID:        newID(idToken, now),
-		},
-		SessionID:      sessionID,
-		OrganizationID: organizationID,
+	issued, expires := now.Unix(), now.Unix()+int64(t.ttl/time.Second)
+	tok := jwt.NewWithClaims(key.method, &accessClaims{
+		Issuer: t.issuer, Subject: userID, Audience: jwt.ClaimStrings{t.issuer}, Expires: &expires, Issued: &issued,
+		ID: newID(idToken, now), SessionID: sessionID, OrganizationID: organizationID,
 	})
 	tok.Header["kid"] = key.record.ID
 	tok.Header["typ"] = tokenType
@@ -95,7 +111,7 @@ func (t *tokens) issue(userID, sessionID, organizationID string, now time.Time) 
 	if err != nil {
 		return "", 0, fmt.Errorf("sign token: %w", err)
 	}
-	return token, expires.UnixMilli(), nil
+	return token, expires * 1000, nil
 }
 
 // verify checks a token completely: form, key, signature, and every claim. It does not look at the session. Errors:
@@ -136,11 +152,13 @@ func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
 		}
 		return claims{}, errTokenInvalid
 	}
+	const maxUnix = 1 << 40 // keeps the sums below from running over
 	switch {
-	case ac.IssuedAt == nil,
-		ac.IssuedAt.After(now.Add(maxIssuedAhead)),
-		ac.ExpiresAt.Sub(ac.IssuedAt.Time) > maxTokenLife,
-		!ac.ExpiresAt.After(ac.IssuedAt.Time),
+	case ac.Issued == nil,
+		*ac.Issued < 0 || *ac.Issued > now.Unix()+int64(maxIssuedAhead/time.Second),
+		*ac.Expires > maxUnix,
+		*ac.Expires-*ac.Issued > int64(maxTokenLife/time.Second),
+		*ac.Expires <= *ac.Issued,
 		len(ac.Audience) != 1,
 		!strings.HasPrefix(ac.Subject, idUser+"_"),
 		!strings.HasPrefix(ac.SessionID, idSession+"_"),
@@ -149,7 +167,7 @@ func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
 	}
 	return claims{
 		UserID: ac.Subject, SessionID: ac.SessionID, OrganizationID: ac.OrganizationID, TokenID: ac.ID,
-		ExpiresAt: ac.ExpiresAt.UnixMilli(),
+		ExpiresAt: *ac.Expires * 1000,
 	}, nil
 }
 

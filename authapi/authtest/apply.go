@@ -298,8 +298,8 @@ func (c *Cluster) Index() uint64 {
 	return c.index
 }
 
-// OnPropose, when set before the first request, runs before each command; an error it gives is Propose's, after the
-// command was applied where it says so.
+// OnPropose runs before each command, under the Cluster's lock. An error it gives is Propose's, and the command is applied
+// only where it says so.
 type OnPropose func(cmd state.Command) (applied bool, err error)
 
 // SetOnPropose sets the hook, nil for none.
@@ -308,3 +308,16 @@ func (c *Cluster) SetOnPropose(hook OnPropose) {
 	defer c.mu.Unlock()
 	c.onPropose = hook
 }
+
+// ChangePasswordLocked changes a password from within an OnPropose.
+func (c *Cluster) ChangePasswordLocked(userID, hash string) {
+	u := c.users[userID]
+	u.PasswordHash = hash
+	c.users[userID] = u
+}
+
+// RemoveSession takes a session away without a trace, as if its entry had not been applied yet.
+func (c *Cluster) RemoveSession(id string) { c.put(func() { delete(c.sessions, id) }) }
+
+// RemoveKey does the same with a key.
+func (c *Cluster) RemoveKey(id string) { c.put(func() { delete(c.keys, id) }) }
