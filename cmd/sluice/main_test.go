@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -76,7 +77,8 @@ func TestConfigCheck_TellsWhatAvailabilityCosts(t *testing.T) {
 func TestDevDirectory_IsTheSameTheNextTime(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	made, err := openDevCluster(dir, 2, 9601, nil)
+	first, second := freePair(t, 9601), freePair(t, 9701)
+	made, err := openDevCluster(dir, 2, first, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,15 +86,15 @@ func TestDevDirectory_IsTheSameTheNextTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(again.nodes) != 2 || again.echo != made.echo || again.urls()[1] != "http://127.0.0.1:9602" {
+	if len(again.nodes) != 2 || again.echo != made.echo || again.urls()[1] != fmt.Sprintf("http://127.0.0.1:%d", first+1) {
 		t.Errorf("opened again: %+v", again)
 	}
-	moved, err := openDevCluster(dir, 2, 9651, nil)
+	moved, err := openDevCluster(dir, 2, second, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(moved.urls(), " "); got != "http://127.0.0.1:9651 http://127.0.0.1:9652" {
-		t.Errorf("moved to %s", got)
+	if got, want := strings.Join(moved.urls(), " "), fmt.Sprintf("http://127.0.0.1:%d http://127.0.0.1:%d", second, second+1); got != want {
+		t.Errorf("moved to %s, want %s", got, want)
 	}
 	if moved.nodes[0].cfg.Peer != made.nodes[0].cfg.Peer {
 		t.Errorf("peers moved as well: %v", moved.nodes[0].cfg.Peer)
@@ -107,6 +109,18 @@ func TestDevDirectory_IsTheSameTheNextTime(t *testing.T) {
 	if _, err := openDevCluster(dir, 2, 0, nil); err == nil || !strings.Contains(err.Error(), "has no node1.toml") {
 		t.Errorf("without node1.toml: %v", err)
 	}
+}
+
+// freePair finds two free ports in a row.
+func freePair(t *testing.T, from int) int {
+	t.Helper()
+	for port := from; port < from+100; port += 2 {
+		if free(fmt.Sprintf("127.0.0.1:%d", port), false, "") == nil && free(fmt.Sprintf("127.0.0.1:%d", port+1), false, "") == nil {
+			return port
+		}
+	}
+	t.Fatal("no two free ports in a row")
+	return 0
 }
 
 func TestEcho_TellsWhatItGot(t *testing.T) {

@@ -21,7 +21,7 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 	defer release()
 	ended := make(chan error, 1)
 	go func() {
-		n, err := node.Open(ctx, cfg)
+		n, err := node.Open(ctx, cfg, node.WithVersion(version()))
 		if err == nil {
 			err = n.Run(ctx)
 		}
