@@ -1,6 +1,6 @@
 package limiter
 
-// cell is the cumulative number of units that one incarnation of a donor has given to one incarnation of a receiver, in
+// cell is the cumulative number of grains that one incarnation of a donor has given to one incarnation of a receiver, in
 // one window of one bucket. Only the donor raises it; the receiver merges by maximum, so that lost, repeated and
 // reordered messages do no harm. The node's own present incarnation is the other end.
 type cell struct {
@@ -10,7 +10,7 @@ type cell struct {
 	out   bool   // given by this node
 }
 
-// window is what this node knows of its own part of a bucket in one window.
+// window is what this node knows of its own part of a bucket in one window, in grains.
 type window struct {
 	n        int64
 	used     int64 // spent here
@@ -70,7 +70,7 @@ type ask struct {
 	seq      uint64
 	sentMono int64
 	quietTo  int64 // monotonic time before which no share is asked for ahead of need
-	waiting  int64 // units that wait for it
+	waiting  int64 // grains that wait for it
 	waiters  *waiter
 }
 
@@ -78,7 +78,7 @@ type ask struct {
 type waiter struct {
 	ch         chan struct{}
 	woken      bool
-	units      int64
+	units      int64 // grains
 	on         *bucket
 	next, prev *waiter
 }
@@ -132,12 +132,12 @@ func (b *bucket) find(n int64) *window {
 	return nil
 }
 
-// standing is what the rule says of one window at one instant.
+// standing is what the rule says of one window at one instant, in grains.
 type standing struct {
 	base   int64 // this node's base share
 	net    int64
 	charge int64
-	room   int64 // units that may be spent or given now; may be negative
+	room   int64 // what may be spent or given now; may be negative
 	// undecided: the node cannot tell without risking the limit. room is 0 then.
 	undecided bool
 }
@@ -253,7 +253,7 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 	s.room = min(s.room, charge-s.net)
 }
 
-// share is this node's base share of limit under r.
+// share is this node's base share of limit under r, in grains.
 func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
 	if r == nil || r.self < 0 {
 		return 0
@@ -262,7 +262,7 @@ func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
 	q, rest := limit/n, limit%n
 	// An overflow cell stands for many buckets, each with an order of its own: only what is certain counts.
 	if rest == 0 || b.cell {
-		return q
+		return q * grains
 	}
 	memo := &b.rank[r.index&1]
 	if memo.roster != r.index+1 {
@@ -271,7 +271,7 @@ func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
 	if int64(memo.rank) < rest {
 		q++
 	}
-	return q
+	return q * grains
 }
 
 // gone says whether a window ended so long ago that its counters may have been dropped: long after any clock within the

@@ -12,7 +12,7 @@ func (l *ledger) onNews(t instant, from string, h header, r reader) bool {
 	if !check.done() {
 		return false
 	}
-	p, ok := l.sender(from, h, l.selfHash)
+	p, ok := l.sender(t, from, h, l.selfHash)
 	if !ok {
 		return true
 	}
@@ -94,7 +94,7 @@ func (l *ledger) packShard(sh *shard, v *view, t instant, hot bool, p *newsPacke
 			return true
 		}
 		if p.count == 0 {
-			p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1)}), 0)
+			p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0)
 		}
 		b := sh.slab[index]
 		b.dirty = false

@@ -1,7 +1,7 @@
 package limiter
 
 // counters is what a node says of itself for one bucket: knowledge, never a right. It tells whom to ask, what
-// Remaining is, and when asking is in vain.
+// Remaining is, and when asking is in vain. All but the limit is in grains.
 type counters struct {
 	n        int64 // window
 	used     int64 // in n
@@ -25,6 +25,7 @@ type counters struct {
 const (
 	denyNanos    = int64(25e6)
 	denyMaxNanos = int64(800e6)
+	maxAhead     = int64(60_000)
 )
 
 func (b *bucket) knowledge(peer uint16) *counters {
@@ -94,17 +95,17 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 	var o outlook
 	switch {
 	case k == nil || k.n < n-1:
-		o.base = r.share(low, pos, limit)
+		o.base = r.share(low, pos, limit) * grains
 		o.charge = l.growth(v, b, r, pos, n, limit)
 	case k.n == n:
 		base := k.base
 		if k.limit != limit && k.base > 0 {
-			base = r.share(low, pos, limit) // the limit changed since
+			base = r.share(low, pos, limit) * grains // the limit changed since
 		}
 		o = outlook{used: k.used, prevUsed: k.prevUsed, base: base, net: k.net, charge: k.charge}
 	case k.n == n-1:
 		o.prevUsed = k.used
-		o.base = r.share(low, pos, limit)
+		o.base = r.share(low, pos, limit) * grains
 		o.charge = max(k.net, 0) + l.growth(v, b, r, pos, n, limit)
 	default: // its clock is in n+1 already: what it still holds of n it must tell when asked
 		o.used = k.prevUsed
@@ -124,13 +125,14 @@ func (l *ledger) growth(v *view, b *bucket, r *rosterView, pos int, n, limit int
 		return 0
 	}
 	low := b.id.low()
-	return max(0, r.share(low, pos, limit)-before.share(low, before.position(r.peers[pos]), limit))
+	return max(0, r.share(low, pos, limit)-before.share(low, before.position(r.peers[pos]), limit)) * grains
 }
 
 // believed is how much the peer at pos can spare for this node now, 0 where asking it is in vain.
 func (l *ledger) believed(v *view, b *bucket, r *rosterView, pos int, n, limit int64, t instant) int64 {
 	peer := r.peers[pos]
-	if l.peers.at(peer).suspect(t.mono) {
+	p := l.peers.at(peer)
+	if p.suspect(t.mono) {
 		return 0
 	}
 	k := b.knowledge(peer)
@@ -138,9 +140,13 @@ func (l *ledger) believed(v *view, b *bucket, r *rosterView, pos int, n, limit i
 		return 0
 	}
 	o := l.outlookOf(v, b, r, pos, n, limit)
-	spare := o.spare(b.span, b.alg, n, t.ms)
+	// It will weigh by its own clock.
+	spare := o.spare(b.span, b.alg, n, t.ms+min(max(p.ahead.Load(), -maxAhead), maxAhead))
 	if spare == 0 && k != nil && k.owing && k.n >= n-1 {
-		return 1
+		return grains
+	}
+	if coarse(limit, len(r.peers)) {
+		return whole(spare)
 	}
 	return spare
 }
@@ -188,6 +194,7 @@ type survey struct {
 	used, prevUsed int64
 	parts          [maxOutlooks]outlook
 	count          int
+	coarse         bool
 }
 
 func (s *survey) add(o outlook) {
@@ -206,7 +213,7 @@ func (s *survey) add(o outlook) {
 
 // surveyBucket fills s for window n. Own counters are exact.
 func (l *ledger) surveyBucket(v *view, b *bucket, own *standing, n, limit int64, s *survey) {
-	s.used, s.prevUsed, s.count = 0, 0, 0
+	s.used, s.prevUsed, s.count, s.coarse = 0, 0, 0, false
 	o := outlook{base: own.base, net: own.net, charge: own.charge}
 	if w := b.find(n); w != nil {
 		o.used = w.used
@@ -221,6 +228,7 @@ func (l *ledger) surveyBucket(v *view, b *bucket, own *standing, n, limit int64,
 	if r == nil {
 		return
 	}
+	s.coarse = coarse(limit, len(r.peers))
 	for pos := range r.peers {
 		if pos != r.self {
 			s.add(l.outlookOf(v, b, r, pos, n, limit))
@@ -244,16 +252,16 @@ func (l *ledger) surveyBucket(v *view, b *bucket, own *standing, n, limit int64,
 	}
 }
 
-// remaining is what the cluster has left as far as this node knows.
+// remaining is how many units the cluster has left as far as this node knows.
 func (s *survey) remaining(b *bucket, n, limit, ms int64) int64 {
-	left := limit - s.used
+	left := limit*grains - s.used
 	if b.alg == SlidingWindow {
 		left -= b.span.weigh(s.prevUsed, n, ms)
 	}
-	return max(left, 0)
+	return max(left, 0) / grains
 }
 
-// retryMillis is the time at which cost units would pass, if nobody else took any: by the weights of the shares
+// retryMillis is the time at which cost grains would pass, if nobody else took any: by the weights of the shares
 // as they stand, in this window and then in the next.
 func (s *survey) retryMillis(b *bucket, n, cost, ms int64) int64 {
 	end := b.span.end(n)
@@ -263,7 +271,7 @@ func (s *survey) retryMillis(b *bucket, n, cost, ms int64) int64 {
 	spare := func(at int64) int64 {
 		var sum int64
 		for i := range s.count {
-			sum += s.parts[i].spare(b.span, SlidingWindow, n, at)
+			sum += s.free(&s.parts[i], b.span, n, at)
 		}
 		return sum
 	}
@@ -286,7 +294,7 @@ func (s *survey) retryMillis(b *bucket, n, cost, ms int64) int64 {
 			p := &s.parts[i]
 			// What was lent comes back with the new window; what was spent weighs in it.
 			o := outlook{base: p.base, charge: max(p.net, 0)}
-			sum += o.spare(b.span, SlidingWindow, n+1, at)
+			sum += s.free(&o, b.span, n+1, at)
 		}
 		return sum
 	}
@@ -304,4 +312,13 @@ func (s *survey) retryMillis(b *bucket, n, cost, ms int64) int64 {
 		}
 	}
 	return hi
+}
+
+// free is what a part could spend or give away at the time at.
+func (s *survey) free(o *outlook, w span, n, at int64) int64 {
+	g := o.spare(w, SlidingWindow, n, at)
+	if s.coarse {
+		return whole(g)
+	}
+	return g
 }

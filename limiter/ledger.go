@@ -55,7 +55,7 @@ type ledgerConfig struct {
 	restored               []restoredWindow
 }
 
-// restoredWindow is what one record proves.
+// restoredWindow is what one record proves, in grains.
 type restoredWindow struct {
 	id       BucketID
 	span     span
@@ -233,14 +233,14 @@ func (l *ledger) try(v *view, c *Charge, t instant) Outcome {
 	if s.undecided {
 		return Undecided
 	}
-	if c.Cost > s.room {
+	if c.Cost*grains > s.room {
 		return Refused
 	}
 	win := l.window(sh, b, n)
 	if win == nil {
 		return Undecided
 	}
-	win.used += c.Cost
+	win.used += c.Cost * grains
 	c.charged = n + 1
 	return Admitted
 }
@@ -260,7 +260,7 @@ func (l *ledger) undo(c *Charge) {
 	}
 	if _, b := l.at(c); b != nil {
 		if win := b.find(c.charged - 1); win != nil {
-			win.used -= c.Cost
+			win.used -= c.Cost * grains
 		}
 	}
 	c.charged = 0
@@ -294,7 +294,7 @@ func (sh *shard) touch(b *bucket, limit int64, win *window) {
 		return
 	}
 	b.dirty = true
-	if len(win.cells) > 0 || b.ask.seq != 0 || win.used*8 >= limit {
+	if len(win.cells) > 0 || b.ask.seq != 0 || win.used*8 >= limit*grains {
 		sh.hot = append(sh.hot, b.index)
 	} else {
 		sh.cold = append(sh.cold, b.index)
@@ -335,7 +335,7 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	if verdict.Outcome == Refused {
 		// Units that the cluster still has but could not bring here in time are no promise to this client.
 		verdict.Remaining = min(verdict.Remaining, c.Cost-1)
-		at := sv.retryMillis(b, n, c.Cost, t.ms)
+		at := sv.retryMillis(b, n, c.Cost*grains, t.ms)
 		verdict.RetryAfter = max((at-t.ms+999)/1000, 1)
 	}
 }
@@ -372,8 +372,8 @@ func (l *ledger) refund(charges []Charge) {
 		sh.mu.Lock()
 		// A bucket that moved between its own counters and an overflow cell since is left alone: units stay spent.
 		if _, b := l.at(c); b != nil && !b.cell && !sh.closed {
-			if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost {
-				win.used -= c.Cost
+			if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost*grains {
+				win.used -= c.Cost * grains
 				sh.touch(b, c.Rule.Limit, win)
 				b.wake()
 			}

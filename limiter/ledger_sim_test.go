@@ -2,6 +2,7 @@ package limiter
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
@@ -169,14 +170,84 @@ func pour(nodes int, limit int64, alg Algorithm, pick func(s *sim, i int) int) (
 			waits += len(n.waiting) - before
 		}
 		if s.now%50 == 0 {
-			for _, n := range s.nodes {
-				n.led.news(s.instant(n), 1<<20, func(p []byte) {
-					for _, peer := range n.led.audience() {
-						s.put(n, n.led.peers.at(peer).id, p)
-					}
-				})
-			}
+			s.gossip()
 		}
 	}
 	return int64(s.admitted), waits
+}
+
+// Under an attack that goes on for longer than a window, what slides out is used in full, though it slides out in
+// parts of units on each node, and hardly a request waits.
+func TestLedger_SlidingSteadyState(t *testing.T) {
+	t.Parallel()
+	if raceEnabled || testing.Short() {
+		t.Skip("half a million requests; one goroutine, so nothing for the race detector")
+	}
+	for _, limit := range []int64{3, 10, 100} {
+		for _, skew := range []int64{0, 100} {
+			t.Run(fmt.Sprintf("limit=%d/skew=%d", limit, skew), func(t *testing.T) {
+				t.Parallel()
+				rule := Rule{Limit: limit, Window: 60, Algorithm: SlidingWindow}
+				s := newSim(7, simOptions{nodes: 3, slots: 64, delay: 1, skew: skew,
+					buckets: []simBucket{{bucketID(&[16]byte{}, "p", rule, []byte("s")), rule}}})
+				s.now = 60_000*28_000_000 + 50_000
+				s.log = append(s.log, simEntry{horizon: s.now + 36_000_000})
+				for _, n := range s.nodes {
+					n.applied = len(s.log)
+					s.inform(n)
+				}
+				waits, requests, second := 0, 0, 0
+				for end := s.now + 80_000; s.now < end && s.failure == ""; {
+					// What the first window admits falls due in the second, which begins after 10 s and ends after 70 s.
+					if s.now++; s.now%60_000 < 1000 && s.now < end-60_000 {
+						second = s.admitted
+					}
+					w, r := s.tick(6)
+					waits, requests = waits+w, requests+r
+				}
+				if s.failure != "" {
+					t.Fatal(s.failure)
+				}
+				if got := int64(s.admitted - second); got < limit-1-limit/100 {
+					t.Errorf("%d admitted in the second window, want %d", got, limit-1)
+				}
+				if waits*1000 > requests {
+					t.Errorf("%d of %d requests waited", waits, requests)
+				}
+			})
+		}
+	}
+}
+
+// tick does what a millisecond brings: packets, news every 50 ms, and requests at random nodes.
+func (s *sim) tick(requests int) (waits, made int) {
+	for _, n := range s.nodes {
+		s.raise(n)
+	}
+	s.deliver()
+	for _, n := range s.nodes {
+		s.retry(n)
+	}
+	b := s.opt.buckets[0]
+	for range requests {
+		n := s.nodes[s.rng.IntN(len(s.nodes))]
+		n.done = nil
+		before := len(n.waiting)
+		s.attempt(n, &simRequest{charges: []Charge{{Bucket: b.id, Rule: b.rule, Cost: 1}}, verdicts: make([]Verdict, 1), w: &waiter{}, since: s.now})
+		waits += len(n.waiting) - before
+	}
+	if s.now%50 == 0 {
+		s.gossip()
+	}
+	return waits, requests
+}
+
+func (s *sim) gossip() {
+	for _, n := range s.nodes {
+		n.led.news(s.instant(n), 1<<20, func(p []byte) {
+			for _, peer := range n.led.audience() {
+				s.put(n, n.led.peers.at(peer).id, p)
+			}
+		})
+	}
 }

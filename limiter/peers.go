@@ -18,6 +18,9 @@ type peer struct {
 	// time until which it is not asked, so that a dead node costs a few waits a second and not one for each request.
 	unanswered   atomic.Int32
 	suspectUntil atomic.Int64
+	// ahead is by how many milliseconds its clock was ahead of ours when it was last heard, the way of the packet left
+	// out. It decides nothing but whom to ask and when.
+	ahead atomic.Int64
 }
 
 const (
@@ -26,7 +29,10 @@ const (
 )
 
 // heard notes a sign of life.
-func (p *peer) heard(inc uint64) {
+func (p *peer) heard(inc uint64, ahead int64) {
+	if ahead != p.ahead.Load() {
+		p.ahead.Store(ahead)
+	}
 	for {
 		old := p.inc.Load()
 		if inc <= old || p.inc.CompareAndSwap(old, inc) {

@@ -31,6 +31,7 @@ func (l *Limiter) Stats() Stats {
 		GossipPackets: l.gossipPackets.Load(), GossipBytes: l.gossipBytes.Load(),
 		MarkMillis: led.markMillis(), MarkFailing: l.markLag.Load(), Incarnation: led.inc,
 	}
+	var given, received uint64
 	for i := range led.shards {
 		sh := &led.shards[i]
 		sh.mu.Lock()
@@ -39,13 +40,14 @@ func (l *Limiter) Stats() Stats {
 		s.Undecided += sh.stats.undecided
 		s.Asks += sh.stats.asks
 		s.AsksAnswered += sh.stats.asksAnswered
-		s.UnitsGiven += sh.stats.given
-		s.UnitsReceived += sh.stats.received
+		given += sh.stats.given
+		received += sh.stats.received
 		s.OverflowDecisions += sh.stats.overflow
 		s.Buckets += sh.live
 		s.OverflowCells += len(sh.cells)
 		sh.mu.Unlock()
 	}
+	s.UnitsGiven, s.UnitsReceived = given/grains, received/grains
 	if led.records != nil {
 		s.RecordsUsed, s.Records = led.records.inUse()
 	}
@@ -55,4 +57,24 @@ func (l *Limiter) Stats() Stats {
 		s.RosterIndex, s.RosterNodes = v.rosters[n-1].index, len(v.rosters[n-1].peers)
 	}
 	return s
+}
+
+// PeerStats is what is known of another node from its packets.
+type PeerStats struct {
+	Node             string
+	Incarnation      uint64 // 0: never heard
+	ClockAheadMillis int64  // how far its clock was ahead of this node's when last heard, less the way of the packet
+	Silent           bool   // it left asks unanswered and is not asked for now
+}
+
+// Peers lists the nodes that share by the newest rosters, but for this one.
+func (l *Limiter) Peers() []PeerStats {
+	to := l.ledger.audience()
+	out := make([]PeerStats, len(to))
+	mono := l.instant().mono
+	for i, p := range to {
+		peer := l.ledger.peers.at(p)
+		out[i] = PeerStats{Node: peer.id, Incarnation: peer.inc.Load(), ClockAheadMillis: peer.ahead.Load(), Silent: peer.suspect(mono)}
+	}
+	return out
 }

@@ -33,7 +33,7 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 			return false
 		}
 		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		need := c.Cost - s.room + b.ask.waiting
+		need := c.Cost*grains - s.room + b.ask.waiting
 		if s.undecided || l.elsewhere(v, b, r, n, c.Rule.Limit, t, need) < need {
 			return false
 		}
@@ -48,9 +48,9 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 		sh, b := l.at(c)
 		n := b.span.at(t.ms)
 		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		l.send(sh, v, b, n, c.Rule.Limit, c.Cost-s.room+b.ask.waiting, t, out)
+		l.send(sh, v, b, n, c.Rule.Limit, c.Cost*grains-s.room+b.ask.waiting, t, out)
 		if on == nil {
-			on, units = b, c.Cost
+			on, units = b, c.Cost*grains
 		}
 	}
 	if on == nil {
@@ -75,7 +75,7 @@ func (l *ledger) leave(w *waiter, charges []Charge) {
 	l.unlock(mask)
 }
 
-// send asks the most promising peer for want units, unless an ask is under way that may still be answered.
+// send asks the most promising peer for want grains, unless an ask is under way that may still be answered.
 func (l *ledger) send(sh *shard, v *view, b *bucket, n, limit, want int64, t instant, out *outbox) {
 	r := v.governing(b.span.begin(n))
 	if r == nil || want < 1 {
@@ -117,7 +117,7 @@ func (l *ledger) send(sh *shard, v *view, b *bucket, n, limit, want int64, t ins
 	}
 	sh.stats.asks++
 	out.add(peer, func(buf []byte) []byte {
-		return appendAsk(buf, header{typeAsk, l.selfHash, l.inc, seq}, &m)
+		return appendAsk(buf, header{typeAsk, l.selfHash, l.inc, seq, t.ms}, &m)
 	})
 }
 
@@ -128,12 +128,12 @@ func (l *ledger) askAhead(sh *shard, v *view, b *bucket, c *Charge, t instant, o
 	}
 	n := c.charged - 1
 	s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-	if s.undecided || s.base < aheadShare || s.room >= s.base/8 {
+	if s.undecided || s.base < aheadShare*grains || s.room >= s.base/8 {
 		return
 	}
 	b.ask.quietTo = t.mono + aheadNanos
 	r := v.governing(b.span.begin(n))
-	want := s.base / 8
+	want := whole(s.base / 8)
 	if l.elsewhere(v, b, r, n, c.Rule.Limit, t, want) < want {
 		return
 	}
@@ -177,7 +177,7 @@ func (l *ledger) receive(t instant, from string, packet []byte, out *outbox) {
 		if !r.done() {
 			break
 		}
-		if p, ok := l.sender(from, h, m.receiver); ok {
+		if p, ok := l.sender(t, from, h, m.receiver); ok {
 			l.onAsk(t, p, h, &m, out)
 		}
 		return
@@ -186,7 +186,7 @@ func (l *ledger) receive(t instant, from string, packet []byte, out *outbox) {
 		if !r.done() {
 			break
 		}
-		if p, ok := l.sender(from, h, m.receiver); ok {
+		if p, ok := l.sender(t, from, h, m.receiver); ok {
 			l.onAnswer(t, p, h, &m)
 		}
 		return
@@ -200,13 +200,13 @@ func (l *ledger) receive(t instant, from string, packet []byte, out *outbox) {
 
 // sender finds who sent a packet and checks that it is who it says, and that the packet is meant for this node: an
 // address may have changed hands.
-func (l *ledger) sender(from string, h header, receiver uint64) (uint16, bool) {
+func (l *ledger) sender(t instant, from string, h header, receiver uint64) (uint16, bool) {
 	p, ok := l.peers.add(from)
 	if !ok || from == l.self || l.peers.at(p).hash != h.sender || receiver != l.selfHash {
 		l.foreign.Add(1)
 		return 0, false
 	}
-	l.peers.at(p).heard(h.inc)
+	l.peers.at(p).heard(h.inc, h.clock-t.ms)
 	return p, true
 }
 
@@ -237,7 +237,7 @@ func (l *ledger) onAsk(t instant, from uint16, h header, m *askMessage, out *out
 	seq := l.seq.Add(1)
 	sh.mu.Unlock()
 	out.add(from, func(buf []byte) []byte {
-		return appendAnswer(buf, header{typeAnswer, l.selfHash, l.inc, seq}, &answer)
+		return appendAnswer(buf, header{typeAnswer, l.selfHash, l.inc, seq, t.ms}, &answer)
 	})
 }
 
@@ -266,7 +266,12 @@ func (l *ledger) give(sh *shard, v *view, b *bucket, t instant, from uint16, h h
 	// What is on its way, or was lost on it, counts towards what is wanted.
 	need := m.want - (have - known)
 	if need > 0 && s.room > 0 && !l.keeps(b, h.sender) && (c != nil || len(win.cells) < maxCells) {
-		x := min(s.room, max(need, s.room/2))
+		x := min(s.room, max(need, whole(s.room/2)))
+		if coarse(m.limit, l.rosterSize(v, b, m.n)) {
+			if x = min(whole(x+grains-1), whole(s.room)); x == 0 {
+				return
+			}
+		}
 		if c == nil {
 			win.cells = append(win.cells, cell{peer: from, inc: h.inc, out: true})
 			c = &win.cells[len(win.cells)-1]
@@ -284,6 +289,13 @@ func (l *ledger) give(sh *shard, v *view, b *bucket, t instant, from uint16, h h
 	if need <= 0 || have-known > 0 {
 		answer.flags &^= flagDenied
 	}
+}
+
+func (l *ledger) rosterSize(v *view, b *bucket, n int64) int {
+	if r := v.governing(b.span.begin(n)); r != nil {
+		return len(r.peers)
+	}
+	return 1
 }
 
 // keeps says whether this node holds on to a rest that its own waiting requests need more of: of two nodes that would

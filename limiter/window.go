@@ -9,6 +9,17 @@ const (
 	maxCost   = maxLimit
 )
 
+// grains is what a unit is made of. The ledger counts in grains, so that nodes can put together the parts of a unit that slid
+// out on each: with whole units each would round up alone, and a limit of 3 on three nodes would get none of them back
+// before the window's end.
+const grains = 1000
+
+// coarse says whether grains of a limit over nodes are not worth moving: rounding costs less than half a per cent.
+func coarse(limit int64, nodes int) bool { return limit >= 128*int64(nodes) }
+
+// whole rounds grains down to whole units.
+func whole(g int64) int64 { return g - g%grains }
+
 // instant is one reading of the clocks: Unix milliseconds, which windows go by, and monotonic nanoseconds, which
 // the ages of asks go by.
 type instant struct {

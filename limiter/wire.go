@@ -6,7 +6,8 @@ import (
 
 // The packets. All integers are unsigned varints unless said otherwise; fixed ones are little endian.
 //
-//	header    version (1 byte) · type (1) · nodeHash of the sender (8) · its incarnation (8) · sequence (8)
+//	header    version (1 byte) · type (1) · nodeHash of the sender (8) · its incarnation (8) · sequence (8) ·
+//	          its clock in Unix milliseconds (8)
 //	bucket    name (16) · window length in seconds · algorithm (1) · window number (zigzag)
 //	counters  limit · used · used in the window before · base · net (zigzag) · charge
 //
@@ -16,7 +17,7 @@ import (
 //	          flags (1) · the cell's value · counters
 //	news      header · number of entries (1) · (bucket · counters) each
 //
-// A packet that does not decode to its last byte is refused as a whole and counted.
+// Limits are in units; whatever else is counted is in grains. A packet that does not decode to its last byte is refused as a whole and counted.
 const (
 	wireVersion = 1
 
@@ -27,7 +28,7 @@ const (
 	// flagDenied: nothing was given though more was wanted.
 	flagDenied = 1
 
-	headerLen   = 26
+	headerLen   = 34
 	maxWireUnit = int64(1) << 56
 	// maxEntry bounds the bytes of one bucket and its counters.
 	maxEntry = 16 + 5 + 1 + 10 + 6*10
@@ -38,6 +39,7 @@ type header struct {
 	sender uint64
 	inc    uint64
 	seq    uint64
+	clock  int64
 }
 
 type bucketName struct {
@@ -70,7 +72,8 @@ func appendHeader(b []byte, h header) []byte {
 	b = append(b, wireVersion, h.kind)
 	b = binary.LittleEndian.AppendUint64(b, h.sender)
 	b = binary.LittleEndian.AppendUint64(b, h.inc)
-	return binary.LittleEndian.AppendUint64(b, h.seq)
+	b = binary.LittleEndian.AppendUint64(b, h.seq)
+	return binary.LittleEndian.AppendUint64(b, uint64(h.clock))
 }
 
 func appendBucket(b []byte, m *bucketName) []byte {
@@ -173,7 +176,7 @@ func (r *reader) header() header {
 	if r.byte() != wireVersion {
 		r.fail()
 	}
-	return header{kind: r.byte(), sender: r.fixed64(), inc: r.fixed64(), seq: r.fixed64()}
+	return header{kind: r.byte(), sender: r.fixed64(), inc: r.fixed64(), seq: r.fixed64(), clock: int64(r.fixed64())}
 }
 
 func (r *reader) bucket() bucketName {
@@ -197,7 +200,7 @@ func (r *reader) bucket() bucketName {
 func (r *reader) counters() counters {
 	return counters{
 		limit: r.units(maxLimit), used: r.units(maxWireUnit), prevUsed: r.units(maxWireUnit),
-		base: r.units(maxLimit), net: r.signed(maxWireUnit), charge: r.units(maxWireUnit),
+		base: r.units(maxWireUnit), net: r.signed(maxWireUnit), charge: r.units(maxWireUnit),
 	}
 }
 

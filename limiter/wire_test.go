@@ -63,7 +63,7 @@ func sampleCounters() counters {
 
 func TestWire_RoundTrip(t *testing.T) {
 	t.Parallel()
-	h := header{kind: typeAsk, sender: 5, inc: 2, seq: 900}
+	h := header{kind: typeAsk, sender: 5, inc: 2, seq: 900, clock: -3}
 	ask := askMessage{receiver: 77, bucketName: sampleName(), limit: 100, want: 12, knownInc: 4, known: 3, counters: sampleCounters()}
 	p := appendAsk(nil, h, &ask)
 	r := reader{b: p}
@@ -90,8 +90,8 @@ func TestWire_RoundTrip(t *testing.T) {
 func TestWire_Golden(t *testing.T) {
 	t.Parallel()
 	ask := askMessage{receiver: 77, bucketName: sampleName(), limit: 100, want: 12, knownInc: 4, known: 3, counters: sampleCounters()}
-	got := hex.EncodeToString(appendAsk(nil, header{typeAsk, 5, 2, 900}, &ask))
-	want := "0101050000000000000002000000000000008403000000000000" + "4d00000000000000" +
+	got := hex.EncodeToString(appendAsk(nil, header{typeAsk, 5, 2, 900, 258}, &ask))
+	want := "0101050000000000000002000000000000008403000000000000" + "0201000000000000" + "4d00000000000000" +
 		"01020300000000000000000000000009" + "3c" + "02" + "acd4821b" + "64" + "0c" + "04" + "03" + "64211422" + "09" + "15"
 	if got != want {
 		t.Fatalf("ask:\n got %s\nwant %s", got, want)
@@ -130,11 +130,11 @@ func samplePackets() [][]byte {
 	ask := askMessage{receiver: b, bucketName: sampleName(), limit: 100, want: 12, counters: sampleCounters()}
 	answer := answerMessage{receiver: b, bucketName: sampleName(), receiverInc: 1, cell: 4, counters: sampleCounters()}
 	name, c := sampleName(), sampleCounters()
-	news := append(appendHeader(nil, header{typeNews, a, 1, 3}), 2)
+	news := append(appendHeader(nil, header{typeNews, a, 1, 3, 0}), 2)
 	for range 2 {
 		news = appendCounters(appendBucket(news, &name), &c)
 	}
-	return [][]byte{appendAsk(nil, header{typeAsk, a, 1, 1}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2}, &answer), news}
+	return [][]byte{appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news}
 }
 
 func newTestLedger(self string, inc uint64) *ledger {
