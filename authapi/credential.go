@@ -153,7 +153,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 	cred, err := s.lookup(raw, hash, key, c.now)
 	if errors.Is(err, errUnknownCredential) && !stale {
 		if c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous)) {
-			return nil, c.refused()
+			return nil, errRefused
 		}
 		if err := s.catchUp(); err != nil {
 			return nil, err
@@ -176,7 +176,9 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous))
 		return nil, err
 	}
-	s.credentials.put(cred)
+	if cred.bucket != (limiter.BucketID{}) { // else the limiter is not there yet, and its buckets have no names
+		s.credentials.put(cred)
+	}
 	return cred, nil
 }
 

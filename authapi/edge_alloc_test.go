@@ -72,6 +72,24 @@ func TestVerify_AllocatesNothing(t *testing.T) {
 	}
 }
 
+func TestRefused_AllocatesNothing(t *testing.T) {
+	cfg, _, _, _ := edgeConfig(nil)
+	srv, err := authapi.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHot(t, srv.Handler(), "GET /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\n\r\n")
+	for range 11 {
+		h.run()
+	}
+	if status := h.run(); status != 429 {
+		t.Fatalf("status %d, want 429", status)
+	}
+	if n := testing.AllocsPerRun(1000, func() { h.run() }); n != 0 {
+		t.Errorf("%v allocations a refusal, want none", n)
+	}
+}
+
 func BenchmarkVerify(b *testing.B) {
 	for name, h := range hotRequests(b) {
 		b.Run(name, func(b *testing.B) {

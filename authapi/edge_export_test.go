@@ -1,5 +1,10 @@
 package authapi
 
+import (
+	"crypto/tls"
+	"crypto/x509"
+)
+
 // What the tests of package authapi_test need of the inside of the edge.
 var (
 	NewAPIKey      = newAPIKey
@@ -25,4 +30,11 @@ func (s *Server) RouteRows() []RouteRow {
 func (s *Server) IssueToken(userID, sessionID, organizationID string) (string, error) {
 	token, _, err := s.tokens.issue(userID, sessionID, organizationID, s.clock())
 	return token, err
+}
+
+// TrustUpstreams lets all routes' clients believe certificates of that pool.
+func (s *Server) TrustUpstreams(pool *x509.CertPool) {
+	for _, r := range s.matcher.routes {
+		r.upstream.client.TLSConfig = &tls.Config{RootCAs: pool}
+	}
 }

@@ -3,6 +3,7 @@ package authapi_test
 import (
 	"bufio"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"hash"
@@ -420,4 +421,30 @@ func TestNew_RefusesImpossibleRoutes(t *testing.T) {
 	if _, err := authapi.New(cfg); err == nil {
 		t.Error("New took two routes of the same path")
 	}
+}
+
+func TestGateway_TLSUpstream(t *testing.T) {
+	t.Parallel()
+	up := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "over TLS") }))
+	defer up.Close()
+	e := newEdge(t, func(c *authapi.Config) {
+		c.Routes = []authapi.Route{{PathPrefix: "/x", Upstream: up.URL, Rules: []authapi.RouteRule{{Methods: []string{"*"}, Anonymous: true}}}}
+	})
+	e.want(e.do("GET", "/x", ""), 502, "bad_gateway") // nobody vouches for the certificate
+	pool := x509.NewCertPool()
+	pool.AddCert(up.Certificate())
+	trusting := newEdge(t, func(c *authapi.Config) {
+		c.Routes = []authapi.Route{{PathPrefix: "/x", Upstream: up.URL, Rules: []authapi.RouteRule{{Methods: []string{"*"}, Anonymous: true}}}}
+	})
+	trusting.srv.TrustUpstreams(pool)
+	if a := trusting.do("GET", "/x/y?z", ""); a.status != 200 || a.body != "over TLS" {
+		t.Errorf("answer %d %q", a.status, a.body)
+	}
+}
+
+// TestGateway_VerifyOnlyRoute: a route without an upstream is a rule of verify only.
+func TestGateway_VerifyOnlyRoute(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, apiRoutes)
+	e.want(e.do("GET", "/api/v1/events", ""), 404, "not_found")
 }

@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 
@@ -84,7 +85,7 @@ func (c *call) take(p *policy, bucket limiter.BucketID, cost int64) error {
 		c.charged = true
 		return nil
 	case limiter.Refused:
-		return c.refused()
+		return errRefused
 	default:
 		return ErrUnavailable
 	}
@@ -114,13 +115,29 @@ func (c *call) refund() {
 	v.Remaining = min(v.Remaining+c.charge[0].Cost, v.Limit)
 }
 
-// refused is the 429 for the verdict at hand.
-func (c *call) refused() *Problem {
-	p := problem(http.StatusTooManyRequests, "rate_limit_exceeded", "the limit is used up; retry_after says when to come back")
-	p.Type = "https://iana.org/assignments/http-problem-types#quota-exceeded"
-	p.RetryAfter = max(c.verdict[0].RetryAfter, 1)
-	p.Violated = []string{c.policy.name}
-	return p
+// errRefused is the 429 for the verdict at hand. It is answered by writeRefused, without allocating: under attack this is
+// the answer that counts.
+var errRefused = errors.New("limit used up")
+
+// writeRefused answers errRefused as writeProblem would.
+func (c *call) writeRefused() {
+	h := &c.ctx.Response.Header
+	c.ctx.SetStatusCode(http.StatusTooManyRequests)
+	h.SetContentTypeBytes(typeProblem)
+	h.SetCanonical(headerCacheControl, valueNoStore)
+	wait := max(c.verdict[0].RetryAfter, 1)
+	b := strconv.AppendInt(c.scratch[:0], wait, 10)
+	h.SetCanonical(headerRetryAfter, b)
+	b = append(b[:0], `{"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too Many Requests","status":429,`...)
+	b = append(b, `"detail":"the limit is used up; retry_after says when to come back","code":"rate_limit_exceeded","request_id":"`...)
+	b = append(b, c.idBuf[:c.idLen]...)
+	b = append(b, `","retry_after":`...)
+	b = strconv.AppendInt(b, wait, 10)
+	b = append(b, `,"violated-policies":["`...)
+	b = append(b, c.policy.name...)
+	b = append(b, `"]}`...)
+	c.ctx.Response.SetBody(b)
+	c.scratch = b[:0]
 }
 
 // The header names, in the spelling that clients see.

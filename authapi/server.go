@@ -106,6 +106,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
 	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
+	s.matcher.close()
 	if err != nil {
 		return fmt.Errorf("shut down http: %w", err)
 	}
@@ -214,6 +215,12 @@ func (s *Server) serve(c *call) error {
 
 // fail answers with err's problem, whatever the handler wrote before.
 func (c *call) fail(err error) {
+	if err == errRefused {
+		c.ctx.Response.Reset()
+		c.ctx.Response.Header.SetNoDefaultContentType(true)
+		c.writeRefused()
+		return
+	}
 	p, listed := problemOf(err)
 	if !listed {
 		c.srv.log.Error("request failed", "error", err, "route", c.pattern(), "request_id", string(c.idBuf[:c.idLen]))
