@@ -82,6 +82,9 @@ func (n *Node) Health() []authapi.HealthCheck {
 	case age > n.freshness.max && n.cfg.Auth.OnStale != "serve":
 		err = fmt.Errorf("state may be older than %s", n.freshness.max)
 	}
+	if trouble := n.freshness.trouble(); err != nil && trouble != nil {
+		err = fmt.Errorf("%w: %w", err, rootCause(trouble))
+	}
 	list = append(list, check("fresh", detail, err))
 
 	limiterState := n.fsm.Limiter()

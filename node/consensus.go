@@ -243,6 +243,27 @@ func (k *consensus) leader() string {
 // leads reports whether this node takes itself for the leader. Only a committed entry proves it.
 func (k *consensus) leads() bool { return k.raft.State() == raft.Leader }
 
+// under derives a context for a question to the leader, which ends when another node leads or none: a leader that was
+// paused or cut off does not answer, and waiting for it would only take from the time that its successor needs.
+func (k *consensus) under(ctx context.Context, leader string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		for {
+			changed := k.leadership.wait()
+			if k.leader() != leader {
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
 // silentSince is, on the leader, since when a peer has not answered; ok is false where it answers.
 func (k *consensus) silentSince(id string) (since time.Time, ok bool) {
 	k.contactMu.Lock()

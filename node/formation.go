@@ -37,7 +37,6 @@ type former struct {
 	data    *dataDir
 	hello   func(ctx context.Context, address string) (helloReply, error)
 	learn   func(helloReply) // called with every answer
-	now     func() time.Time
 	log     *slog.Logger
 
 	agreed atomic.Pointer[formation]
@@ -232,8 +231,6 @@ func rootCause(err error) error {
 
 // joiner takes a new node into a running cluster.
 type joiner struct {
-	self    string
-	address string
 	targets []string // addresses to ask
 	join    func(ctx context.Context, target string, req joinRequest) (joinReply, error)
 	learn   func(joinReply)

@@ -41,7 +41,7 @@ func (n *formers) start(t *testing.T, address string, initial ...string) *former
 	t.Cleanup(func() { data.close() })
 	f := &former{
 		self: data.NodeID, address: address, cluster: "test", initial: initial, data: data,
-		hello: n.hello, learn: func(helloReply) {}, now: time.Now, log: discard(),
+		hello: n.hello, learn: func(helloReply) {}, log: discard(),
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

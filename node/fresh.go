@@ -33,10 +33,8 @@ type freshness struct {
 	wait    func(ctx context.Context, index uint64) error
 	max     time.Duration
 
-	base     time.Time // monotonic and wall clock of the start
-	asOf     atomic.Pointer[time.Time]
-	lastErr  atomic.Pointer[error]
-	notEarly broadcast // signalled at every success
+	asOf    atomic.Pointer[time.Time]
+	lastErr atomic.Pointer[error] // of the newest try; nil where it succeeded
 
 	mu      sync.Mutex
 	running bool
@@ -55,7 +53,7 @@ type flight struct {
 
 func newFreshness(confirm func(context.Context, time.Duration) (uint64, error), wait func(context.Context, uint64) error, max time.Duration) *freshness {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &freshness{confirm: confirm, wait: wait, max: max, base: time.Now(), ctx: ctx, cancel: cancel}
+	return &freshness{confirm: confirm, wait: wait, max: max, ctx: ctx, cancel: cancel}
 }
 
 // age is how old the state may be; ok is false where nothing was proved yet. It goes by the monotonic clock and, since
@@ -66,6 +64,14 @@ func (f *freshness) age(now time.Time) (age time.Duration, ok bool) {
 		return 0, false
 	}
 	return max(now.Sub(*at), now.Round(0).Sub(at.Round(0))), true
+}
+
+// trouble is why the newest try failed, nil where it did not.
+func (f *freshness) trouble() error {
+	if err := f.lastErr.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // fresh reports whether the state is young enough to honour credentials. Wait-free.
@@ -82,7 +88,6 @@ func (f *freshness) note(t0 time.Time) {
 			return
 		}
 		if f.asOf.CompareAndSwap(old, &t0) {
-			f.notEarly.signal()
 			return
 		}
 	}
@@ -166,9 +171,12 @@ func (f *freshness) ask(ctx context.Context, patience time.Duration) (uint64, er
 // run probes about once a second until ctx ends.
 func (f *freshness) run(ctx context.Context) {
 	for {
-		f.probe(ctx, probePatience)
+		pause := probePause
+		if f.probe(ctx, probePatience) != nil {
+			pause = 0 // it has taken its time already
+		}
 		select {
-		case <-time.After(probePause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}

@@ -34,10 +34,10 @@ type foundCluster struct {
 func (n *Node) newFormer(logger *slog.Logger) {
 	n.former = &former{
 		self: n.data.NodeID, address: n.peerAddress, cluster: n.cfg.Cluster, initial: n.cfg.InitialMembers,
-		data: n.data, hello: n.rpc.hello, learn: n.learn, now: n.opts.clock, log: logger,
+		data: n.data, hello: n.rpc.hello, learn: n.learn, log: logger,
 	}
 	n.joiner = &joiner{
-		self: n.data.NodeID, address: n.peerAddress, targets: n.cfg.Join, log: logger,
+		targets: n.cfg.Join, log: logger,
 		join: func(ctx context.Context, target string, req joinRequest) (joinReply, error) {
 			reply, err := n.rpc.join(ctx, target, req)
 			if errors.Is(err, errNotLeader) {
@@ -204,6 +204,8 @@ func (n *Node) confirm(ctx context.Context, patience time.Duration) (uint64, err
 	if leader == "" || leader == n.data.NodeID {
 		return 0, errNotLeader
 	}
+	ctx, release := k.under(ctx, leader)
+	defer release()
 	return n.rpc.barrier(ctx, leader, patience)
 }
 

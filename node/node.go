@@ -290,7 +290,7 @@ func (n *Node) form(ctx context.Context) error {
 		return err
 	}
 	o := &office{
-		self: n.data.NodeID, k: k, barriers: n.barriers, gossip: n.gossip, clocks: n.clocks, book: n.book,
+		self: n.data.NodeID, k: k, barriers: n.barriers, gossip: n.gossip, clocks: n.clocks,
 		lease: time.Duration(n.cfg.Limits.Lease), deadAfter: time.Duration(n.cfg.Limits.DeadAfter),
 		maxSkew: time.Duration(n.cfg.Limits.MaxClockSkew), keep: max(minRosterKeep, 2*longestWindow),
 		now: n.opts.clock, maintain: n.api.Maintain, log: n.log.With("component", "leader"),
@@ -454,11 +454,8 @@ func (n *Node) watchReady() {
 	}
 }
 
-// fail ends the node with an error; the first one counts.
-func (n *Node) fail(err error) {
-	n.log.Error("node failed", "error", err)
-	n.cancel(err)
-}
+// fail ends the node with an error, which Run returns; the first one counts.
+func (n *Node) fail(err error) { n.cancel(err) }
 
 // Ready is closed once the node was fit for traffic for the first time. See Health for what is so now.
 func (n *Node) Ready() <-chan struct{} { return n.ready }

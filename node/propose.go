@@ -135,28 +135,12 @@ func (p *proposer) attempt(ctx context.Context, k *consensus, envelope []byte) (
 	if k.leads() {
 		return k.apply(ctx, envelope)
 	}
-	changed := k.leadership.wait()
 	leader := k.leader()
 	if leader == "" || leader == p.self {
 		return state.Result{}, errNotLeader
 	}
-	// A leader that was paused or cut off does not answer; once there is another one, waiting for it is pointless.
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			select {
-			case <-changed:
-			case <-done:
-				return
-			}
-			changed = k.leadership.wait()
-			if k.leader() != leader {
-				cancel()
-				return
-			}
-		}
-	}()
+	ctx, release := k.under(ctx, leader)
+	defer release()
 	return p.forward(ctx, leader, envelope)
 }
 

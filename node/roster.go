@@ -28,7 +28,6 @@ type office struct {
 	barriers  *barriers
 	gossip    *gossip
 	clocks    *clocks
-	book      *addressBook
 	lease     time.Duration
 	deadAfter time.Duration
 	maxSkew   time.Duration
