@@ -2,6 +2,7 @@ package raftfsm_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -28,7 +30,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const crashSeed, crashSize = 77, 6000
+const crashSeed, crashSize = 77, 20_000
 
 // panicker is what randomLog needs of a test.
 type panicker struct{ testing.TB }
@@ -54,9 +56,7 @@ func child(dir string) error {
 		fmt.Println("applied", logs[n-1].Index)
 		logs = logs[n:]
 	}
-	// Wait to be killed.
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return err
+	return nil // without Close, as if killed
 }
 
 // A killed process loses nothing that it applied, and the index that it finds says exactly what is in the state.
@@ -75,10 +75,6 @@ func TestKill_IndexAndStateStayTogether(t *testing.T) {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), "RAFTFSM_TEST_CHILD="+dir)
 		cmd.Stderr = os.Stderr
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
 		stdout, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -99,14 +95,13 @@ func TestKill_IndexAndStateStayTogether(t *testing.T) {
 				t.Fatalf("round %d: opened at %d, had %d", round, index, reference.fsm.AppliedIndex())
 			}
 			if acked = index; n == after {
-				if err := cmd.Process.Kill(); err != nil {
+				if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 					t.Fatal(err)
 				}
 			}
 		}
-		// It ends by the kill; nothing else is to be learned from how.
+		// It ends by the kill, or with the log where it was faster; nothing else is to be learned from how.
 		_ = cmd.Wait()
-		_ = stdin.Close()
 
 		f, err := raftfsm.Open(raftfsm.Config{Dir: dir, Logger: quiet()})
 		if err != nil {
@@ -153,9 +148,12 @@ func TestWithRaft_SnapshotAndRestart(t *testing.T) {
 	}
 	leads := func(r *raft.Raft) {
 		t.Helper()
-		for is := range r.LeaderCh() {
-			if is {
-				return
+		deadline := time.After(20 * time.Second)
+		for r.State() != raft.Leader {
+			select {
+			case <-r.LeaderCh():
+			case <-deadline:
+				t.Fatalf("no leader: %s", r.State())
 			}
 		}
 	}

@@ -113,13 +113,22 @@ func endOne(b *batch, s *state.Session, at int64, reason string) {
 	b.raise = true
 }
 
-// openSessions lists a user's sessions that have not ended, expired ones too, by id.
-func openSessions(b *batch, user string) []state.Session {
+// openIDs lists the ids of a user's sessions that have not ended, expired ones too, ascending.
+func openIDs(b *batch, user string) []string {
 	prefix := key2(prefixUserSession, user, "")
-	var sessions []state.Session
-	for _, r := range b.scan(prefix, prefix, maxSessions+1) {
-		s := load[state.Session](b, key1(prefixSession, string(r.key[len(prefix):])))
-		if s != nil && s.EndedAt == 0 {
+	records := b.scan(prefix, prefix, maxSessions+1)
+	ids := make([]string, 0, len(records))
+	for _, r := range records {
+		ids = append(ids, string(r.key[len(prefix):]))
+	}
+	return ids
+}
+
+// openSessions loads the sessions of openIDs.
+func openSessions(b *batch, ids []string) []state.Session {
+	sessions := make([]state.Session, 0, len(ids))
+	for _, id := range ids {
+		if s := load[state.Session](b, key1(prefixSession, id)); s != nil && s.EndedAt == 0 {
 			sessions = append(sessions, *s)
 		}
 	}
@@ -141,27 +150,35 @@ func createSession(b *batch, c state.CreateSession) state.Result {
 	if limit <= 0 || limit > maxSessions {
 		limit = maxSessions
 	}
-	open := openSessions(b, user.ID)
-	// The cap is on live ones. Expired ones that were not pruned yet count only against what the lists may hold.
-	expired := func(s state.Session) bool { return s.ExpiresAt <= b.at.time }
-	live := slices.DeleteFunc(slices.Clone(open), expired)
-	slices.SortFunc(live, func(x, y state.Session) int {
-		return cmp.Or(cmp.Compare(x.CreatedAt, y.CreatedAt), cmp.Compare(x.ID, y.ID))
-	})
 	count := 0
-	for len(live) >= limit {
-		endOne(b, &live[0], c.Session.CreatedAt, "too_many_sessions")
-		live = live[1:]
-		count++
-	}
-	for i := range open {
-		if len(open) > maxSessions/2 && expired(open[i]) {
-			endOne(b, &open[i], open[i].ExpiresAt, "expired")
-		}
+	if ids := openIDs(b, user.ID); len(ids) >= limit {
+		count = makeRoom(b, openSessions(b, ids), limit, c.Session.CreatedAt)
 	}
 	addSession(b, c.Session)
 	audit(b, c.Audit)
 	return state.Result{Count: count, ExpiresAt: c.Session.ExpiresAt}
+}
+
+// makeRoom ends the oldest live sessions so that one more makes limit, and returns how many. Expired ones are not
+// counted; they end only where the list of open ones is full.
+func makeRoom(b *batch, open []state.Session, limit int, at int64) int {
+	expired := func(s state.Session) bool { return s.ExpiresAt <= b.at.time }
+	if len(open) >= maxSessions {
+		for i := range open {
+			if expired(open[i]) {
+				endOne(b, &open[i], open[i].ExpiresAt, "expired")
+			}
+		}
+	}
+	live := slices.DeleteFunc(open, expired)
+	slices.SortFunc(live, func(x, y state.Session) int {
+		return cmp.Or(cmp.Compare(x.CreatedAt, y.CreatedAt), cmp.Compare(x.ID, y.ID))
+	})
+	count := 0
+	for ; len(live)-count >= limit; count++ {
+		endOne(b, &live[count], at, "too_many_sessions")
+	}
+	return count
 }
 
 func refreshSession(b *batch, c state.RefreshSession) state.Result {
@@ -205,7 +222,7 @@ func endSession(b *batch, c state.EndSession) state.Result {
 // endAll ends a user's open sessions but one; the number counts those that had not expired.
 func endAll(b *batch, user, except string, at int64, reason string) int {
 	count := 0
-	for _, s := range openSessions(b, user) {
+	for _, s := range openSessions(b, openIDs(b, user)) {
 		if s.ID == except {
 			continue
 		}

@@ -361,9 +361,12 @@ func TestStore_WithRaft(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for leads := range r.LeaderCh() {
-			if leads {
-				break
+		deadline := time.After(20 * time.Second)
+		for r.State() != raft.Leader {
+			select {
+			case <-r.LeaderCh():
+			case <-deadline:
+				t.Fatalf("no leader: %s", r.State())
 			}
 		}
 		for i := range 20 {
