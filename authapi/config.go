@@ -18,8 +18,6 @@ type Config struct {
 	Logger  *slog.Logger // nil: discards
 	Version string       // shown by /api/v1/health
 	NodeID  string
-	// ClusterID is what the first leader records as the cluster's name; "": a random one.
-	ClusterID string
 
 	// PublicURL is the base that clients see, without a trailing slash; issuer of tokens. "" : Issuer is "sluice".
 	PublicURL string

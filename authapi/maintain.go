@@ -104,10 +104,8 @@ func (s *Server) initCluster(ctx context.Context) error {
 	now := s.clock()
 	root := make([]byte, refreshKeyLen)
 	rand.Read(root)
+	// A Cluster that has an identity of its own puts it in the place of this one.
 	secrets := state.ClusterSecrets{ClusterID: newID("clu", now), BucketKey: make([]byte, bucketKeyLen)}
-	if s.cfg.ClusterID != "" {
-		secrets.ClusterID = s.cfg.ClusterID
-	}
 	rand.Read(secrets.BucketKey)
 	var err error
 	if secrets.SealedRefreshKey, err = s.sealer.Seal(refreshKeyPurpose, root); err != nil {
