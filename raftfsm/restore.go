@@ -128,7 +128,7 @@ func fill(db *badger.DB, r *snapshotReader) error {
 	defer writer.Cancel()
 	for {
 		key, value, err := r.next()
-		if err == io.EOF { // as it is: one inside of ErrSnapshot is a snapshot that was cut off
+		if errors.Is(err, errEnd) {
 			return writer.Flush()
 		}
 		if err != nil {
@@ -153,7 +153,7 @@ func CheckSnapshot(source io.Reader) error {
 	var at applied
 	for {
 		key, value, err := r.next()
-		if err == io.EOF {
+		if errors.Is(err, errEnd) {
 			break
 		}
 		if err != nil {

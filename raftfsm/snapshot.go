@@ -198,6 +198,9 @@ func (f *FSM) Digest() ([32]byte, error) {
 	return sum, nil
 }
 
+// errEnd is how a snapshotReader says that the last record was read and all of it is right.
+var errEnd = errors.New("end of snapshot")
+
 // snapshotReader reads and checks a snapshot record by record.
 type snapshotReader struct {
 	header SnapshotHeader
@@ -226,7 +229,7 @@ func (r *snapshotReader) read(n int) ([]byte, error) {
 	return data, nil
 }
 
-// next returns the next record, or io.EOF after the last one, when count and checksum have been found right.
+// next returns the next record, or errEnd after the last one, when count and checksum have been found right.
 func (r *snapshotReader) next() (key, value []byte, err error) {
 	kind, err := r.read(1)
 	if err != nil {
@@ -287,5 +290,5 @@ func (r *snapshotReader) end() error {
 	if _, err := r.source.ReadByte(); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: bytes after the end", ErrSnapshot)
 	}
-	return io.EOF
+	return errEnd
 }
