@@ -32,7 +32,7 @@ const (
 	// at every look.
 	rejoinInterval = 10 * time.Second
 	rejoinLook     = 500 * time.Millisecond
-	leaveTimeout   = 2 * time.Second
+	leaveTimeout   = 800 * time.Millisecond
 )
 
 // gossip is this node's memberlist: liveness, clock offsets and the limiter's packets. Nothing that it says gives a

@@ -90,7 +90,7 @@ func openDataDir(path string, now time.Time) (_ *dataDir, err error) {
 			lock.Close()
 		}
 	}()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := lockWithin(lock, lockPatience); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%w: %s", ErrDataDirInUse, path)
 		}
@@ -135,6 +135,19 @@ func (d *dataDir) nextIncarnation() (uint64, error) {
 	}
 	d.Incarnation = next.Incarnation
 	return next.Incarnation, nil
+}
+
+// lockPatience is how long a lock held by another process is waited for: one that was killed holds it until the system
+// has taken it down, which outlasts the signal.
+const lockPatience = 2 * time.Second
+
+func lockWithin(f *os.File, patience time.Duration) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // validNodeID reports whether s has the form of a node id.
