@@ -71,6 +71,7 @@ type ask struct {
 	sentMono int64
 	quietTo  int64 // monotonic time before which no share is asked for ahead of need
 	waiting  int64 // grains that wait for it
+	queued   int
 	waiters  *waiter
 }
 
@@ -90,6 +91,7 @@ func (b *bucket) addWaiter(w *waiter, units int64) {
 	}
 	b.ask.waiters = w
 	b.ask.waiting += units
+	b.ask.queued++
 }
 
 func (b *bucket) dropWaiter(w *waiter) {
@@ -105,6 +107,7 @@ func (b *bucket) dropWaiter(w *waiter) {
 		w.next.prev = w.prev
 	}
 	b.ask.waiting -= w.units
+	b.ask.queued--
 	w.on, w.next, w.prev = nil, nil, nil
 }
 

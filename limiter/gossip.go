@@ -72,6 +72,11 @@ func (l *ledger) news(t instant, budget int, emit func(packet []byte)) {
 	}
 }
 
+// noNews is a packet that only says that this node lives.
+func (l *ledger) noNews(t instant) []byte {
+	return append(appendHeader(nil, header{typeNews, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0)
+}
+
 type newsPacket struct {
 	buf   []byte
 	count uint8

@@ -24,6 +24,8 @@ const (
 	// markLead is how far ahead of the clock the mark is set, markEvery how often.
 	markLead  = 5 * time.Second
 	markEvery = 2 * time.Second
+	// signOfLife is how long a node is quiet at most, so that asks lost on the way do not make it look dead for long.
+	signOfLife = 200 * time.Millisecond
 )
 
 // Config is what Open needs.
@@ -76,6 +78,8 @@ type Limiter struct {
 	stopped  sync.Once
 	done     sync.WaitGroup
 	closeErr error
+
+	lastNews int64 // monotonic; the gossip goroutine's own
 
 	waits, timeouts atomic.Uint64
 	gossipBytes     atomic.Uint64
@@ -280,13 +284,19 @@ func (l *Limiter) gossip() {
 	}
 	perSecond := int64(l.cfg.GossipBytes / len(to))
 	budget := max(int(perSecond*l.cfg.GossipInterval.Milliseconds()/1000), MaxPacket)
-	l.ledger.news(l.instant(), budget, func(packet []byte) {
+	t := l.instant()
+	send := func(packet []byte) {
+		l.lastNews = t.mono
 		for _, p := range to {
 			l.gossipBytes.Add(uint64(len(packet)))
 			l.gossipPackets.Add(1)
 			l.cfg.Transport.Send(l.ledger.peers.at(p).id, packet)
 		}
-	})
+	}
+	l.ledger.news(t, budget, send)
+	if t.mono-l.lastNews >= int64(signOfLife) {
+		send(l.ledger.noNews(t))
+	}
 }
 
 // sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.

@@ -119,8 +119,19 @@ func take(l *Limiter, rule Rule, subject string, cost int64) (Outcome, Verdict) 
 	return l.Take(c[:], v[:]), v[0]
 }
 
-// storm sends requests at once, spread by pick, and then keeps asking for up to a second until the limit is used.
-func storm(t *testing.T, c *testCluster, rule Rule, requests int, pick func(i int) int) {
+// takePatient is take for shares that are there: on a machine too busy to answer within a wait it takes again.
+func takePatient(l *Limiter, rule Rule, subject string, cost int64) (o Outcome, v Verdict) {
+	for range 100 {
+		if o, v = take(l, rule, subject, cost); o != Refused || !v.Waited {
+			break
+		}
+	}
+	return o, v
+}
+
+// storm sends requests at once, spread by pick, and then keeps asking until the limit is used, as long as
+// patience allows.
+func storm(t *testing.T, c *testCluster, rule Rule, requests int, patience time.Duration, pick func(i int) int) {
 	t.Helper()
 	var admitted atomic.Int64
 	var slowest atomic.Int64
@@ -149,7 +160,7 @@ func storm(t *testing.T, c *testCluster, rule Rule, requests int, pick func(i in
 	close(start)
 	wg.Wait()
 	atOnce := admitted.Load()
-	deadline := time.Now().Add(time.Second)
+	deadline := time.Now().Add(patience)
 	for i := 0; admitted.Load() < rule.Limit && time.Now().Before(deadline); i++ {
 		if o, _ := take(c.node(pick(i)), rule, "s", 1); o == Admitted {
 			admitted.Add(1)
@@ -181,7 +192,7 @@ func TestLimiter_Storms(t *testing.T) {
 					t.Run(fmt.Sprintf("%s/nodes=%d/limit=%d/alg=%d", name, nodes, limit, alg), func(t *testing.T) {
 						t.Parallel()
 						c := openCluster(t, nodes, nil)
-						storm(t, c, Rule{Limit: limit, Window: 60, Algorithm: alg}, 1500, pick)
+						storm(t, c, Rule{Limit: limit, Window: 60, Algorithm: alg}, 1500, time.Second, pick)
 					})
 				}
 			}
@@ -196,7 +207,7 @@ func TestLimiter_StormUnderLoss(t *testing.T) {
 			t.Parallel()
 			c := openCluster(t, 3, nil)
 			c.loss = 30
-			storm(t, c, Rule{Limit: limit, Window: 60, Algorithm: SlidingWindow}, 500, func(int) int { return 1 })
+			storm(t, c, Rule{Limit: limit, Window: 60, Algorithm: SlidingWindow}, 500, 10*time.Second, func(int) int { return 1 })
 		})
 	}
 }
@@ -241,7 +252,7 @@ func TestLimiter_CostAboveAShare(t *testing.T) {
 	c := openCluster(t, 3, nil)
 	rule := Rule{Limit: 100, Window: 60, Algorithm: FixedWindow}
 	for i := range 2 {
-		if o, v := take(c.node(0), rule, "s", 50); o != Admitted {
+		if o, v := takePatient(c.node(0), rule, "s", 50); o != Admitted {
 			t.Fatalf("request %d of cost 50: %+v", i+1, v)
 		}
 	}
@@ -316,7 +327,7 @@ func TestLimiter_Headers(t *testing.T) {
 	rule := Rule{Limit: 10, Window: 60, Algorithm: SlidingWindow}
 	last := int64(10)
 	for i := range 10 {
-		o, v := take(c.node(0), rule, "s", 1)
+		o, v := takePatient(c.node(0), rule, "s", 1)
 		if o != Admitted || v.Remaining != last-1 || v.Limit != 10 || v.ResetAt != 28_333_335*60 || v.RetryAfter != 0 {
 			t.Fatalf("request %d: %v %+v", i, o, v)
 		}
@@ -353,6 +364,64 @@ func TestLimiter_Headers(t *testing.T) {
 	}
 	if !passed {
 		t.Fatal("no node admits after Retry-After")
+	}
+}
+
+// On each node Remaining never rises inside a window, and soon says the same everywhere.
+func TestLimiter_RemainingNeverRises(t *testing.T) {
+	t.Parallel()
+	c := openCluster(t, 3, nil)
+	rule := Rule{Limit: 200, Window: 60, Algorithm: SlidingWindow}
+	last := []int64{200, 200, 200}
+	for i := range 150 {
+		at := rand.IntN(3)
+		o, v := takePatient(c.node(at), rule, "s", 1)
+		if o != Admitted || v.Remaining >= last[at] || v.Remaining < 199-int64(i) {
+			t.Fatalf("request %d on node %d: %v %+v, after %d", i, at, o, v, last[at])
+		}
+		last[at] = v.Remaining
+	}
+	waitFor(t, "the nodes agree", func() error {
+		for i := range 3 {
+			l := c.node(i)
+			if p := l.Peek(Charge{Bucket: l.Bucket("p", rule, []byte("s")), Rule: rule, Cost: 1}); p.Remaining != 50 {
+				return fmt.Errorf("node %d says %+v", i, p)
+			}
+		}
+		return nil
+	})
+}
+
+// With isolation "available" a node that is cut off goes on with its base share, and the excess is no more than that.
+func TestLimiter_AvailableExcess(t *testing.T) {
+	t.Parallel()
+	c := openCluster(t, 3, func(_ int, cfg *Config) { cfg.Isolation = Available })
+	rule := Rule{Limit: 30, Window: 60, Algorithm: FixedWindow}
+	// The others removed node 2; it does not know, and its horizon stays where it was.
+	horizon := c.state.HorizonMillis
+	c.mu.Lock()
+	cut := c.nodes[c.names[2]]
+	delete(c.nodes, c.names[2])
+	c.mu.Unlock()
+	c.names = c.names[:2]
+	next := State{HorizonMillis: horizon + 3_600_000, Rosters: append(c.state.Rosters, Roster{Index: 2, FromMillis: horizon, Nodes: c.names})}
+	for i := range 2 {
+		c.node(i).SetState(next)
+	}
+	at := (horizon/60_000 + 1) * 60_000
+	c.move(t, at)
+	if err := cut.raiseMark(); err != nil {
+		t.Fatal(err)
+	}
+	kept := drain(t, c, rule, "s")
+	alone := int64(0)
+	for range 60 {
+		if o, _ := take(cut, rule, "s", 1); o == Admitted {
+			alone++
+		}
+	}
+	if kept != 30 || alone != 10 {
+		t.Fatalf("the others admitted %d, the node cut off %d; want 30 and its share of 10", kept, alone)
 	}
 }
 

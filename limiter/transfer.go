@@ -10,6 +10,8 @@ const (
 	aheadShare = 64
 	aheadNanos = int64(10e6)
 	maxCells   = 1024
+	// maxWaiters bounds the requests that wait for one bucket; further ones are refused at once.
+	maxWaiters = 4096
 )
 
 // seek asks for what the refused charges lack. It gives up, so that the request is refused at once, where the peers are
@@ -24,7 +26,7 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 			return false
 		}
 		sh, b := l.at(c)
-		if b == nil || b.cell {
+		if b == nil || b.cell || b.ask.queued >= maxWaiters {
 			return false
 		}
 		n := b.span.at(t.ms)
