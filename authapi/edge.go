@@ -136,7 +136,13 @@ func (l httpLogger) Printf(format string, args ...any) {
 // framedTwice says whether a request has both a Content-Length and a Transfer-Encoding, on which servers disagree where
 // it ends. fasthttp serves such a request and closes the connection; we refuse it.
 func framedTwice(h *fasthttp.RequestHeader) bool {
-	return h.ContentLength() == -1 && rawCount(h.RawHeaders(), "content-length") > 0
+	switch n := h.ContentLength(); {
+	case n == -1: // chunked
+		return rawCount(h.RawHeaders(), "content-length") > 0
+	case n >= 0:
+		return rawCount(h.RawHeaders(), "transfer-encoding") > 0
+	}
+	return false
 }
 
 // rawCount counts the header lines of that name, in lower case, as they were sent.

@@ -3,9 +3,11 @@ package authapi_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -92,7 +94,17 @@ func TestConnections_InAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer second.Close()
-	// The third waits in the kernel until a slot is free, and is served then.
+	// A third waits in the kernel until a slot is free, and is served then.
+	waiting, err := net.Dial("tcp", e.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(waiting, "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+	waiting.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, err := waiting.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection beyond the bound got %d bytes, error %v", n, err)
+	}
+	waiting.Close()
 	served := make(chan error, 1)
 	go func() {
 		conn, err := e.open()

@@ -292,11 +292,18 @@ func TestErrors_CarryTheHeaders(t *testing.T) {
 		{"two lengths", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400, "malformed_request"},
 		{"length and chunked", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"},
 		{"chunked and length", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", 400, "malformed_request"},
+		{"length and identity", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: identity\r\n\r\nabcd", 400, "malformed_request"},
 		{"chunked twice", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"},
 		{"chunked in disguise", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"},
 		{"chunked in HTTP/1.0", "POST /api/v1/auth/verify HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_request"},
 		{"space before colon", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd", 400, "malformed_request"},
 		{"negative length", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400, "malformed_request"},
+		{"two content types", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 400, "invalid_request"},
+		{"a form", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},
+		{"another charset", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json; charset=latin1\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},
+		{"compressed", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},
+		{"not JSON", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json;charset=UTF-8\r\nContent-Length: 2\r\n\r\n{x", 400, "invalid_json"},
+		{"broken chunks", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "invalid_body"},
 		{"two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed_request"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
