@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"io"
+	"reflect"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -20,4 +21,10 @@ func (c Config) Show(w io.Writer) error {
 		return fmt.Errorf("encode configuration: %w", err)
 	}
 	return nil
+}
+
+// Equal reports whether two configurations say the same, wherever they say it.
+func (c Config) Equal(other Config) bool {
+	c.origins, other.origins = nil, nil
+	return reflect.DeepEqual(c, other)
 }

@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"sluice/node"
 )
@@ -11,7 +15,8 @@ type nodeCommand struct {
 	Config string `required:"" placeholder:"FILE" help:"The node's configuration; enough to start it again."`
 }
 
-// Run serves until SIGTERM or SIGINT, then drains. A second signal ends the process at once.
+// Run serves until SIGTERM or SIGINT, then drains. A second signal a second or more later ends the process at once.
+// SIGHUP reads the configuration again and takes over what can change while the node runs.
 func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 	cfg, err := loadConfig(c.Config, env)
 	if err != nil {
@@ -19,18 +24,74 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 	}
 	ctx, again, release := untilSignal(ctx)
 	defer release()
+
+	level := new(slog.LevelVar)
+	log := newLogger(cfg.Log, level, env)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+
 	ended := make(chan error, 1)
 	go func() {
-		n, err := node.Open(ctx, cfg, node.WithVersion(version()))
+		n, err := node.Open(ctx, cfg, node.WithLogger(log), node.WithVersion(version()))
 		if err == nil {
 			err = n.Run(ctx)
 		}
 		ended <- err
 	}()
-	select {
-	case err := <-ended:
-		return err
-	case <-again:
-		return errors.New("stopped at the second signal, without an orderly end")
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-again:
+			return errors.New("stopped at the second signal, without an orderly end")
+		case <-hangups:
+			c.reload(cfg, level, log, env)
+		}
 	}
+}
+
+// reload takes over the log's level, the one setting so far that a running node can change.
+func (c *nodeCommand) reload(running node.Config, level *slog.LevelVar, log *slog.Logger, env environment) {
+	next, err := node.LoadConfig(c.Config, env.variables)
+	if err != nil {
+		log.Error("configuration not reloaded", "error", err)
+		return
+	}
+	level.Set(levelOf(next.Log))
+	log.Info("configuration reloaded", "log_level", next.Log.Level)
+	if running.Log.Level = next.Log.Level; !running.Equal(next) {
+		log.Warn("other settings have changed too and take effect at the next start")
+	}
+}
+
+func levelOf(c node.LogConfig) slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		return slog.LevelInfo // the configuration is checked before
+	}
+	return level
+}
+
+// newLogger is the node's own logger, but its level can change.
+func newLogger(c node.LogConfig, level *slog.LevelVar, env environment) *slog.Logger {
+	level.Set(levelOf(c))
+	c.Level = "debug"
+	return slog.New(levelHandler{node.NewLogger(c, env.stderr).Handler(), level})
+}
+
+// levelHandler passes on what is at least of a level that may change.
+type levelHandler struct {
+	slog.Handler
+	level *slog.LevelVar
+}
+
+func (h levelHandler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
+
+func (h levelHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return levelHandler{h.Handler.WithAttrs(attrs), h.level}
+}
+
+func (h levelHandler) WithGroup(name string) slog.Handler {
+	return levelHandler{h.Handler.WithGroup(name), h.level}
 }

@@ -206,3 +206,37 @@ func TestJoin(t *testing.T) {
 	// The limit is the same with four.
 	attack(t, c, request{path: "/api/v1/triggers", address: newAddress()}, spreads[0].pick, 10, 9)
 }
+
+// TestHangup changes the log's level of a running node.
+func TestHangup(t *testing.T) {
+	c := startCluster(t, options{nodes: 1})
+	path := filepath.Join(c.dir, "node1.toml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "[log]\n", "[log]\nlevel = \"debug\"\n", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(c.pid(t, 1), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	logged := func() string {
+		log, err := os.ReadFile(filepath.Join(c.dir, "node1.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(log)
+	}
+	eventually(t, readyWithin, "the configuration is reloaded", func() error {
+		if log := logged(); !strings.Contains(log, "log_level=debug") {
+			return fmt.Errorf("the log is %s", log)
+		}
+		return nil
+	})
+	must(t, c.urls[0], request{path: "/readyz"}, http.StatusOK)
+	c.stop() // has details to tell
+	if log := logged(); !strings.Contains(log, "level=DEBUG") {
+		t.Errorf("no level=DEBUG in %s", log)
+	}
+}
