@@ -43,6 +43,7 @@ const (
 // tokenBench is a server with three known signing keys, one of each algorithm, of which HS256 signs.
 type tokenBench struct {
 	*edge
+	sealer authapi.Sealer
 	secret []byte // of HS256
 	hs     state.SigningKey
 	ed, es state.SigningKey
@@ -60,7 +61,7 @@ func newTokenBench(t testing.TB) *tokenBench {
 			t.Errorf("Shutdown: %v", err)
 		}
 	})
-	b := &tokenBench{edge: &edge{srv: srv, cluster: cluster, clock: clock}}
+	b := &tokenBench{sealer: cfg.Sealer, edge: &edge{srv: srv, cluster: cluster, clock: clock}}
 	for alg, into := range map[string]*state.SigningKey{"EdDSA": &b.ed, "ES256": &b.es} {
 		if *into, err = authapi.GenerateSigningKey(cfg.Sealer, alg, start, start); err != nil {
 			t.Fatal(err)
@@ -208,9 +209,9 @@ func TestVerify_Attacks(t *testing.T) {
 		{"HS512 with the same secret", mac512(), invalid},
 		{"HS384", header(strings.Replace(head, "HS256", "HS384", 1)), invalid},
 		{"RS256", header(strings.Replace(head, "HS256", "RS256", 1)), invalid},
-		{"EdDSA under the kid of HS256", header(strings.Replace(head, "HS256", "EdDSA", 1)), unknown},
-		{"HS256 under the kid of EdDSA, its public key as secret", signHS256(edPublic, strings.Replace(edHead, "EdDSA", "HS256", 1), payload()), unknown},
-		{"the same with the raw key", signHS256(edRaw, strings.Replace(edHead, "EdDSA", "HS256", 1), payload()), unknown},
+		{"EdDSA under the kid of HS256", header(strings.Replace(head, "HS256", "EdDSA", 1)), invalid},
+		{"HS256 under the kid of EdDSA, its public key as secret", signHS256(edPublic, strings.Replace(edHead, "EdDSA", "HS256", 1), payload()), invalid},
+		{"the same with the raw key", signHS256(edRaw, strings.Replace(edHead, "EdDSA", "HS256", 1), payload()), invalid},
 		{"header of EdDSA, signature of HS256 by its public key", signHS256(edPublic, edHead, payload()), invalid},
 		{"the same with the raw key and the header of EdDSA", signHS256(edRaw, edHead, payload()), invalid},
 		{"header of ES256, signature of HS256 by its public key", signHS256(esPublic, esHead, payload()), invalid},
@@ -297,6 +298,35 @@ func TestVerify_Attacks(t *testing.T) {
 		if _, err := b.srv.VerifyToken([]byte(c.token), start); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
+	}
+}
+
+// A token that was good once is remembered, but not beyond its own time or its key's.
+func TestVerify_RemembersNoLongerThanItHolds(t *testing.T) {
+	t.Parallel()
+	b := newTokenBench(t)
+	token := []byte(signHS256(b.secret, fmt.Sprintf(`{"alg":"HS256","kid":%q,"typ":"at+jwt"}`, b.hs.ID), payload()))
+	for range 3 {
+		if _, err := b.srv.VerifyToken(token, start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.srv.VerifyToken(token, start.Add(time.Hour)); !errors.Is(err, authapi.ErrTokenExpired) {
+		t.Errorf("after its time: %v", err)
+	}
+	next, err := authapi.GenerateSigningKey(b.sealer, "HS256", start, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := start.Add(time.Minute)
+	if _, err := b.cluster.Propose(t.Context(), [16]byte{1}, state.PutSigningKey{Key: next, PreviousID: b.hs.ID, PreviousVerifiesTo: until.UnixMilli()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.srv.VerifyToken(token, until.Add(-time.Millisecond)); err != nil {
+		t.Errorf("before its key's end: %v", err)
+	}
+	if _, err := b.srv.VerifyToken(token, until); !errors.Is(err, authapi.ErrTokenInvalid) {
+		t.Errorf("after its key's end: %v", err)
 	}
 }
 
@@ -533,10 +563,23 @@ func FuzzVerifyToken(f *testing.F) {
 func BenchmarkVerifyToken(b *testing.B) {
 	bench := newTokenBench(b)
 	token := []byte(issue(b, bench))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := bench.srv.VerifyToken(token, start); err != nil {
-			b.Fatal(err)
+	b.Run("seen", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := bench.srv.VerifyToken(token, start); err != nil {
+				b.Fatal(err)
+			}
 		}
-	}
+	})
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			b.StopTimer()
+			token := []byte(issue(b, bench))
+			b.StartTimer()
+			if _, err := bench.srv.VerifyToken(token, start); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
