@@ -448,3 +448,97 @@ func TestGateway_VerifyOnlyRoute(t *testing.T) {
 	e := newEdge(t, apiRoutes)
 	e.want(e.do("GET", "/api/v1/events", ""), 404, "not_found")
 }
+
+// rawUpstream answers every connection's first request with these bytes and closes it.
+func rawUpstream(t *testing.T, response string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					io.WriteString(conn, response)
+				}
+			}()
+		}
+	}()
+	return "http://" + ln.Addr().String()
+}
+
+func TestGateway_OddUpstreams(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("0123456789", 1000)
+	for _, tt := range []struct {
+		name, response string
+		status         int
+		body           string
+		broken         bool // the client must notice that the body is not whole
+	}{
+		{"until close", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long, 200, long, false},
+		{"HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\n" + long, 200, long, false},
+		{"early hints", "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, "ok", false},
+		{"cut short", "HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n" + long, 200, "", true},
+		{"chunks cut short", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", 200, "", true},
+		{"no HTTP", "nonsense\r\n\r\n", 502, "", false},
+		{"nothing", "", 502, "", false},
+		{"header too long", "HTTP/1.1 200 OK\r\nX-A: " + strings.Repeat("a", 20<<10) + "\r\nContent-Length: 0\r\n\r\n", 502, "", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			up := rawUpstream(t, tt.response)
+			e := newEdge(t, func(c *authapi.Config) {
+				c.Routes = []authapi.Route{{PathPrefix: "/x", Upstream: up, Timeout: 5 * time.Second, Rules: []authapi.RouteRule{{Methods: []string{"*"}, Anonymous: true}}}}
+			})
+			resp, err := e.http.Get("http://" + e.addr + "/x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			b, err := io.ReadAll(resp.Body)
+			if resp.StatusCode != tt.status || (err != nil) != tt.broken {
+				t.Fatalf("status %d, %d bytes, error %v; want status %d, broken %v", resp.StatusCode, len(b), err, tt.status, tt.broken)
+			}
+			if tt.status == 200 && !tt.broken && string(b) != tt.body {
+				t.Errorf("body of %d bytes, want %d", len(b), len(tt.body))
+			}
+			wantHeaders(t, answer{resp.StatusCode, resp.Header, string(b)})
+		})
+	}
+}
+
+// TestGateway_ClientGoesAway shows that an abandoned upload is not taken for a whole one by the upstream.
+func TestGateway_ClientGoesAway(t *testing.T) {
+	t.Parallel()
+	result := make(chan error, 1)
+	e := newGateway(t, func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		result <- err
+	}, func(_ *authapi.Config, r *authapi.Route) {
+		r.Rules = []authapi.RouteRule{{Methods: []string{"*"}, Anonymous: true}}
+	})
+	for _, framing := range []string{"Content-Length: 100000", "Transfer-Encoding: chunked"} {
+		conn, err := net.Dial("tcp", e.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "POST /api/v1/events HTTP/1.1\r\nHost: a\r\n"+framing+"\r\n\r\n2000\r\n"+strings.Repeat("x", 20000))
+		conn.Close()
+		select {
+		case err := <-result:
+			if err == nil {
+				t.Errorf("%s: the upstream took the broken body for a whole one", framing)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: the upstream is still waiting", framing)
+		}
+	}
+}

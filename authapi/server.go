@@ -239,8 +239,11 @@ func (c *call) writeProblem(p *Problem) {
 	c.ctx.SetStatusCode(p.Status)
 	h.SetContentTypeBytes(typeProblem)
 	h.SetCanonical(headerCacheControl, valueNoStore)
-	if p.Challenge != "" {
+	switch {
+	case p.Challenge != "":
 		h.Set("WWW-Authenticate", p.Challenge)
+	case p.Status == http.StatusUnauthorized: // which never goes without one (RFC 9110, section 15.5.2)
+		h.Set("WWW-Authenticate", challengeNone)
 	}
 	if p.Allow != "" {
 		h.Set("Allow", p.Allow)
