@@ -17,3 +17,10 @@ func WithOpenFile(c Config, fn func(string, int, os.FileMode) (*os.File, error))
 	c.openFile = fn
 	return c
 }
+
+var (
+	EncodeEntry  = encodeEntry
+	DecodeEntry  = decodeEntry
+	EncodeStable = encodeStable
+	DecodeStable = decodeStable
+)
