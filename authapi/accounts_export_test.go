@@ -43,16 +43,7 @@ func (s *Server) TouchKey(id string, now time.Time) { s.touchKey(id, now) }
 func (s *Server) FlushTouches(ctx context.Context) { s.flushTouches(ctx, false) }
 
 // HoldHashSlots takes every worker of the password queue until the function it returns is called.
-func (s *Server) HoldHashSlots() (release func()) {
-	for range cap(s.passwords.slots) {
-		s.passwords.slots <- struct{}{}
-	}
-	return func() {
-		for range cap(s.passwords.slots) {
-			<-s.passwords.slots
-		}
-	}
-}
+func (s *Server) HoldHashSlots() (release func()) { return PasswordHasher{s.passwords}.Hold() }
 
 // HashWaiting is how many requests wait in the password queue.
 func (s *Server) HashWaiting() int64 { return s.passwords.waiting.Load() }
@@ -63,6 +54,21 @@ type PasswordHasher struct{ p *passwords }
 func NewPasswordHasher(cfg Argon2Config) PasswordHasher {
 	return PasswordHasher{newPasswords(&Server{cfg: Config{Auth: AuthConfig{Argon2: cfg}}})}
 }
+
+// Hold is HoldHashSlots.
+func (h PasswordHasher) Hold() (release func()) {
+	for range cap(h.p.slots) {
+		h.p.slots <- struct{}{}
+	}
+	return func() {
+		for range cap(h.p.slots) {
+			<-h.p.slots
+		}
+	}
+}
+
+// Waiting is HashWaiting.
+func (h PasswordHasher) Waiting() int64 { return h.p.waiting.Load() }
 
 func (h PasswordHasher) Hash(ctx context.Context, password string) (string, error) {
 	return h.p.hash(ctx, password)

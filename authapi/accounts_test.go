@@ -2,6 +2,7 @@ package authapi_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -267,12 +268,25 @@ func TestPasswords_FullQueueIsOverloaded(t *testing.T) {
 
 func TestPasswords_WaiterLeavesWithItsContext(t *testing.T) {
 	t.Parallel()
-	h := authapi.NewPasswordHasher(cheapArgon2)
+	h := authapi.NewPasswordHasher(authapi.Argon2Config{Workers: 1, Queue: 1})
+	release := h.Hold()
 	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() {
+		_, err := h.Hash(ctx, goodPassword)
+		left <- err
+	}()
+	eventually(t, "one waits", func() bool { return h.Waiting() == 1 })
+	if _, err := h.Hash(t.Context(), goodPassword); !errors.Is(err, authapi.ErrOverloaded) {
+		t.Errorf("beyond the queue: %v, want ErrOverloaded", err)
+	}
 	cancel()
-	// A free worker is taken all the same; only waiting ends.
-	if _, err := h.Hash(ctx, goodPassword); err != nil {
-		t.Errorf("Hash with a free worker: %v", err)
+	if err := <-left; !errors.Is(err, authapi.ErrOverloaded) {
+		t.Errorf("a waiter whose context ended: %v, want ErrOverloaded", err)
+	}
+	release()
+	if _, err := h.Hash(t.Context(), goodPassword); err != nil {
+		t.Errorf("after that: %v", err)
 	}
 }
 

@@ -8,10 +8,11 @@ import (
 
 // Reasons for which a session ends.
 const (
-	endLogout      = "logout"
-	endLogoutAll   = "logout_all"
-	endRevoked     = "revoked"
-	endTokenReused = "token_reused"
+	endLogout          = "logout"
+	endLogoutAll       = "logout_all"
+	endRevoked         = "revoked"
+	endPasswordChanged = "password_changed"
+	endTokenReused     = "token_reused"
 )
 
 type refreshRequest struct {
@@ -246,7 +247,10 @@ func handlePassword(c *call) error {
 	}
 	_, err = s.propose(ctx, state.SetPassword{
 		UserID: user.ID, OldHash: user.PasswordHash, NewHash: hash, KeepSessionID: c.principal.SessionID, At: c.now.UnixMilli(),
-		Audit: []state.AuditEvent{c.event("user.password_changed", user.PersonalOrg, kindUser, user.ID)},
+		Audit: inOrder(
+			c.event("user.password_changed", user.PersonalOrg, kindUser, user.ID),
+			c.event("session.ended", user.PersonalOrg, kindUser, user.ID, "reason", endPasswordChanged),
+		),
 	})
 	if err != nil {
 		return err
