@@ -96,9 +96,6 @@ func (c *call) param(i int) string { return c.params[i] }
 // query is the first value of a query parameter, decoded; "" where it is missing.
 func (c *call) query(name string) string { return string(c.ctx.QueryArgs().Peek(name)) }
 
-// header is the first value of a request header; "" where it is missing.
-func (c *call) header(name string) string { return string(c.ctx.Request.Header.Peek(name)) }
-
 // writeJSON answers with v as JSON.
 func (c *call) writeJSON(status int, v any) error {
 	b, err := json.Marshal(v)

@@ -21,7 +21,7 @@ type layer uint8
 
 const (
 	// layerCaller: the caller's own: the address, the key or the user.
-	layerCaller layer = 0
+	layerCaller layer = 0 //nolint:unused // rows leave it out
 	// layerDocuments: public documents, by address under a policy of their own; credentials are not looked at.
 	layerDocuments layer = 1
 	// layerNone: not limited, and without limit headers.

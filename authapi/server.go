@@ -215,7 +215,7 @@ func (s *Server) serve(c *call) error {
 
 // fail answers with err's problem, whatever the handler wrote before.
 func (c *call) fail(err error) {
-	if err == errRefused {
+	if errors.Is(err, errRefused) {
 		c.ctx.Response.Reset()
 		c.ctx.Response.Header.SetNoDefaultContentType(true)
 		c.writeRefused()

@@ -41,7 +41,7 @@ type shard struct {
 
 type shardStats struct {
 	admitted, refused, undecided uint64
-	waited, asks, asksAnswered   uint64
+	asks, asksAnswered           uint64
 	given, received              uint64 // grains
 	overflow                     uint64 // decisions in an overflow cell
 	cellsFull                    uint64 // decisions without any place to count

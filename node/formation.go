@@ -213,7 +213,7 @@ func rootCause(err error) error {
 		}
 	}
 	for {
-		switch e := err.(type) {
+		switch e := err.(type) { //nolint:errorlint // this is the unwrapping itself
 		case interface{ Unwrap() error }:
 			if inner := e.Unwrap(); inner != nil {
 				err = inner

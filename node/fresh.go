@@ -287,7 +287,7 @@ func (b *barriers) run(ctx context.Context) {
 				defer func() { <-slots }()
 				ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 				defer cancel()
-				b.commitFor(ctx, state.Barrier{}, served)
+				_, _ = b.commitFor(ctx, state.Barrier{}, served) // those who wait are told
 			})
 			continue
 		}

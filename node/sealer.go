@@ -4,7 +4,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -56,11 +55,4 @@ func (s *Sealer) Open(purpose string, sealed []byte) ([]byte, error) {
 		return nil, errSealed
 	}
 	return plaintext, nil
-}
-
-// randomBytes returns n random bytes.
-func randomBytes(n int) []byte {
-	b := make([]byte, n)
-	rand.Read(b)
-	return b
 }
