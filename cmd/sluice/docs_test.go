@@ -1,0 +1,63 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestErrorsDocument_HasEveryCode compares docs/errors.md with the codes in the sources, both ways.
+func TestErrorsDocument_HasEveryCode(t *testing.T) {
+	t.Parallel()
+	document, err := os.ReadFile("../../docs/errors.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]bool)
+	for _, m := range regexp.MustCompile(`(?m)^### ([a-z_]+)$`).FindAllStringSubmatch(string(document), -1) {
+		documented[m[1]] = true
+	}
+	inSources := map[string]bool{"cluster_unavailable": true, "overloaded": true}
+	patterns := []*regexp.Regexp{
+		regexp.MustCompile(`problem\(http\.Status\w+,\s*"([a-z_]+)"`),
+		regexp.MustCompile(`\n\tCode[A-Z]\w+\s*=\s*"([a-z_]+)"`),
+	}
+	files, err := filepath.Glob("../../authapi/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, "../../raftfsm/state/result.go") {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range patterns {
+			for _, m := range p.FindAllStringSubmatch(string(text), -1) {
+				inSources[m[1]] = true
+			}
+		}
+	}
+	delete(inSources, "invalid_command") // between nodes, never a client's
+	var missing, extra []string
+	for code := range inSources {
+		if !documented[code] {
+			missing = append(missing, code)
+		}
+	}
+	for code := range documented {
+		if !inSources[code] {
+			extra = append(extra, code)
+		}
+	}
+	slices.Sort(missing)
+	slices.Sort(extra)
+	if len(missing) > 0 || len(extra) > 0 || len(inSources) < 20 {
+		t.Errorf("codes without a section: %v; sections without a code: %v; %d codes in the sources", missing, extra, len(inSources))
+	}
+}
