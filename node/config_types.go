@@ -26,10 +26,10 @@ func (d Duration) String() string {
 // MarshalText is String.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads what time.ParseDuration does, except a bare "0", which leaves the unit to guesswork.
+// UnmarshalText reads what time.ParseDuration does.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
-	if err != nil || string(text) == "0" {
+	if err != nil {
 		return errors.New(`want a duration with its unit, as in "500ms", "1s", "15m" or "720h"`)
 	}
 	*d = Duration(v)

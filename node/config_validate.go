@@ -365,10 +365,14 @@ func (c *Config) policies() []namedPolicy {
 
 // Notes says what an operator should know about a valid configuration, a sentence each.
 func (c Config) Notes() []string {
-	if c.Limits.OnIsolation != "available" {
-		return nil
-	}
 	var notes []string
+	if failover := c.Raft.HeartbeatTimeout + c.Raft.ElectionTimeout; c.Auth.MaxStaleness <= failover && c.Auth.OnStale == "refuse" {
+		notes = append(notes, fmt.Sprintf("auth.max_staleness is %s and a failover may take longer than %s: nodes will refuse credentials for a moment whenever the leader is lost",
+			c.Auth.MaxStaleness, failover))
+	}
+	if c.Limits.OnIsolation != "available" {
+		return notes
+	}
 	for _, p := range c.policies() {
 		if n := int64(len(c.InitialMembers)); n > 0 {
 			share := (p.rule.Limit + n - 1) / n
@@ -394,10 +398,6 @@ func (v *validator) auth() {
 		v.fail("auth.refresh_reuse_grace", "%s is negative or not shorter than %s, which is %s", a.RefreshReuseGrace, v.also("auth.refresh_ttl"), a.RefreshTTL)
 	}
 	v.between("auth.max_staleness", a.MaxStaleness, Duration(500*time.Millisecond), Duration(time.Hour))
-	if failover := v.c.Raft.HeartbeatTimeout + v.c.Raft.ElectionTimeout; a.MaxStaleness < failover {
-		v.fail("auth.max_staleness", "%s is shorter than a failover, for which %s and %s allow %s: every failover would make nodes refuse credentials",
-			a.MaxStaleness, v.also("raft.heartbeat_timeout"), v.also("raft.election_timeout"), failover)
-	}
 	v.oneOf("auth.on_stale", a.OnStale, "refuse", "serve")
 	v.oneOf("auth.signing_algorithm", a.SigningAlgorithm, "HS256", "EdDSA", "ES256")
 	if a.SigningRotation != 0 && a.SigningRotation < a.TokenTTL {

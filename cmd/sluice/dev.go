@@ -22,10 +22,10 @@ const (
 	maxDevNodes     = 9
 )
 
-// devCommand keeps zero for what was not given, since a directory that is started again knows its own values.
+// devCommand keeps nil for what was not given, since a directory that is started again knows its own values.
 type devCommand struct {
-	Nodes int    `placeholder:"3" help:"How many nodes (1 to 9). A DIR that is started again has its own number."`
-	Port  int    `placeholder:"8080" help:"Node i serves clients on 127.0.0.1, this port plus i-1. A DIR that is started again has its own."`
+	Nodes *int   `placeholder:"3" help:"How many nodes (1 to 9). A DIR that is started again has its own number."`
+	Port  *int   `placeholder:"8080" help:"Node i serves clients on 127.0.0.1, this port plus i-1. A DIR that is started again has its own."`
 	Dir   string `placeholder:"DIR" help:"Where configuration, data, logs and pid files are kept; a temporary one that is removed at the end, unless given."`
 }
 
@@ -46,7 +46,7 @@ func (c *devCommand) Run(ctx context.Context, env environment) error {
 	if temporary {
 		defer os.RemoveAll(dir)
 	}
-	cluster, err := openDevCluster(dir, c.Nodes, c.Port, env.variables)
+	cluster, err := openDevCluster(dir, given(c.Nodes), given(c.Port), env.variables)
 	if err != nil {
 		return err
 	}
@@ -141,12 +141,20 @@ func (c *devCluster) abandoned(ctx context.Context) <-chan struct{} {
 	return closed
 }
 
+// given is 0 for what was not.
+func given(n *int) int {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
 func (c *devCommand) check(env environment) error {
 	switch {
-	case c.Nodes < 0 || c.Nodes > maxDevNodes:
-		return usagef("--nodes: want 1 to %d, not %d", maxDevNodes, c.Nodes)
-	case c.Port < 0 || c.Port+max(c.Nodes, 1)-1 > 65535:
-		return usagef("--port: want 1 to 65535 for every node, not %d", c.Port)
+	case c.Nodes != nil && (*c.Nodes < 1 || *c.Nodes > maxDevNodes):
+		return usagef("--nodes: want 1 to %d, not %d", maxDevNodes, *c.Nodes)
+	case c.Port != nil && (*c.Port < 1 || *c.Port > 65535):
+		return usagef("--port: want 1 to 65535, not %d", *c.Port)
 	}
 	for _, key := range perNode {
 		name := node.EnvironmentName(key)

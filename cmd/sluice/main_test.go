@@ -48,8 +48,10 @@ func TestRun_ExitCodes(t *testing.T) {
 		{[]string{"config", "show", "--config", bad}, exitUsage, "", bad + ":1:1: nam: unknown key"},
 		{[]string{"config", "check", "--config", bad + ".not"}, exitUsage, "", "no such file"},
 		{[]string{"dev", "--nodes", "10"}, exitUsage, "", "--nodes: want 1 to 9, not 10"},
-		{[]string{"dev", "--port", "65535", "--nodes", "2"}, exitUsage, "", "--port"},
-		{[]string{"dev", "--port", "65535", "--dir", t.TempDir()}, exitUsage, "", "node 3 would be on port 65537"},
+		{[]string{"dev", "--nodes", "0"}, exitUsage, "", "--nodes: want 1 to 9, not 0"},
+		{[]string{"dev", "--port", "65535", "--nodes", "2", "--dir", t.TempDir()}, exitUsage, "", "--port: node 2 would be on port 65536"},
+		{[]string{"dev", "--port", "0"}, exitUsage, "", "--port: want 1 to 65535, not 0"},
+		{[]string{"dev", "--port", "65535", "--dir", t.TempDir()}, exitUsage, "", "--port: node 3 would be on port 65537"},
 	} {
 		stdout, stderr, code := program(t, nil, test.args...)
 		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {

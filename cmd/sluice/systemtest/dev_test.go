@@ -40,6 +40,9 @@ func TestDev_Life(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
 	}
+	for _, url := range c.urls[1:] {
+		register(t, url) // every node can take a write
+	}
 	a := register(t, c.urls[0])
 	key := a.newKey(t, c.urls[1], 0, "triggers:read")
 
