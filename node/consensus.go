@@ -117,7 +117,9 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = 256
-	c.BatchApplyCh = true
+	// Raft batches the proposals that wait all the same. With a buffer (BatchApplyCh), one that lies in it when Raft
+	// stops, or stops leading, would not be told, and the time-out of enqueueing would mean nothing.
+	c.BatchApplyCh = false
 	c.SnapshotThreshold = cfg.raft.SnapshotThreshold
 	c.SnapshotInterval = time.Duration(cfg.raft.SnapshotInterval)
 	// A snapshot that turns out to be unreadable must leave an older one and the log from there.
@@ -303,8 +305,7 @@ func (k *consensus) transferLeadership(ctx context.Context) error {
 	if voters == 0 {
 		return nil
 	}
-	future := k.raft.LeadershipTransfer()
-	if err := await(ctx, future.Error); err != nil {
+	if err := k.await(ctx, k.raft.LeadershipTransfer()); err != nil {
 		return fmt.Errorf("transfer leadership: %w", err)
 	}
 	return nil
@@ -323,16 +324,18 @@ func (k *consensus) close() error {
 	return k.closeErr
 }
 
-// await waits for a blocking call or the context, whichever is first. The call goes on in a goroutine of its own after
-// the context's end: only for calls that end by themselves.
-func await(ctx context.Context, call func() error) error {
+// await waits for a future of Raft's, the context, or Raft's end, whichever is first. The wait for the future goes on in
+// a goroutine of its own; Raft answers each but those that it had committed and not yet applied when it stopped.
+func (k *consensus) await(ctx context.Context, future raft.Future) error {
 	done := make(chan error, 1)
-	go func() { done <- call() }()
+	go func() { done <- future.Error() }()
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-k.stop:
+		return raft.ErrRaftShutdown
 	}
 }
 

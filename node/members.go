@@ -305,7 +305,7 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 			return joinReply{}, &refusedError{reason: fmt.Sprintf("the cluster has %d members already", len(servers))}
 		}
 		future := k.raft.AddNonvoter(raft.ServerID(caller), raft.ServerAddress(req.Address), 0, enqueueTimeout)
-		if err := await(ctx, future.Error); err != nil {
+		if err := k.await(ctx, future); err != nil {
 			return joinReply{}, classify(err)
 		}
 		index = future.Index()
@@ -318,7 +318,7 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 		return joinReply{}, errUnavailable
 	default:
 		future := k.raft.AddVoter(raft.ServerID(caller), raft.ServerAddress(req.Address), 0, enqueueTimeout)
-		if err := await(ctx, future.Error); err != nil {
+		if err := k.await(ctx, future); err != nil {
 			return joinReply{}, classify(err)
 		}
 		index = future.Index()

@@ -170,7 +170,7 @@ func (k *consensus) apply(ctx context.Context, envelope []byte) (state.Result, e
 		return state.Result{}, errNotLeader
 	}
 	future := k.raft.Apply(envelope, enqueueTimeout)
-	if err := await(ctx, future.Error); err != nil {
+	if err := k.await(ctx, future); err != nil {
 		return state.Result{}, classify(err)
 	}
 	switch response := future.Response().(type) {
