@@ -326,6 +326,8 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	}
 	_, b := l.at(c)
 	if b == nil {
+		// It spent nothing, and made room for another charge of this very request: all that is known is the window.
+		verdict.RetryAfter = max((s.end(n)-t.ms+999)/1000, 1)
 		return
 	}
 	st := l.stand(sh, v, b, n, c.Rule.Limit, t)

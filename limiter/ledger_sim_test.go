@@ -13,10 +13,11 @@ import (
 
 var (
 	simSeed      = flag.Uint64("limiter.seed", 0, "run this one schedule of the simulator and print it")
+	simFirst     = flag.Uint64("limiter.first", 1, "the first seed of the simulator's schedules")
 	simSchedules = flag.Int("limiter.schedules", 4000, "number of schedules for the simulator")
 )
 
-// runSchedules runs seeds from 1 on and returns the first that fails, 0 for none.
+// runSchedules runs count seeds and returns the first that fails, 0 for none.
 func runSchedules(count int, opts func(seed uint64) simOptions) (failed uint64, failure string, admitted int64) {
 	var next, total atomic.Int64
 	var mu sync.Mutex
@@ -31,6 +32,7 @@ func runSchedules(count int, opts func(seed uint64) simOptions) (failed uint64, 
 				if stop || seed > uint64(count) {
 					return
 				}
+				seed += *simFirst - 1
 				s := newSim(seed, opts(seed))
 				s.run()
 				total.Add(int64(s.admitted))

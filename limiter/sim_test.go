@@ -286,6 +286,7 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 		b := slices.IndexFunc(s.opt.buckets, func(b simBucket) bool { return b.id == c.Bucket })
 		w := span(c.Rule.Window * 1000).at(s.clock(n))
 		t := s.at(b, w)
+		s.checkVerdict(c, &r.verdicts[i], outcome)
 		if outcome != Admitted {
 			continue
 		}
@@ -304,6 +305,24 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 		s.refused++
 	default:
 		s.undecided++
+	}
+}
+
+// checkVerdict holds what the headers say against what was decided.
+func (s *sim) checkVerdict(c *Charge, v *Verdict, whole Outcome) {
+	bad := v.Remaining < 0 || v.Remaining > c.Rule.Limit || v.Limit != c.Rule.Limit || v.Outcome > whole
+	switch v.Outcome {
+	case Admitted:
+		bad = bad || v.RetryAfter != 0
+	case Refused:
+		bad = bad || v.RetryAfter < 1 || v.RetryAfter > 2*c.Rule.Window+1 || v.Remaining >= c.Cost
+	case Undecided:
+		bad = bad || v.RetryAfter < 1
+	default:
+		bad = true
+	}
+	if bad && s.failure == "" {
+		s.failure = fmt.Sprintf("at %d: outcome %d of %+v with %+v", s.now, whole, *c, *v)
 	}
 }
 
