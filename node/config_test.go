@@ -321,7 +321,7 @@ rules = [{ methods = ["*"] }]
 		{"user", cfg.Limits.User.Algorithm, "fixed_window"},
 		{"on_isolation", cfg.Limits.OnIsolation, "available"},
 		{"grace", cfg.Auth.RefreshReuseGrace, Duration(0)},
-		{"staleness", "[auth]\nmax_staleness = \"100ms\"\n", 2, "auth.max_staleness: want 500ms to 1h"},
+		{"staleness", cfg.Auth.MaxStaleness, Duration(7 * time.Second)},
 		{"public_url", cfg.PublicURL, "https://api.example.com"},
 		{"proxies", cfg.TrustedProxies, []string{"10.0.0.0/8", "::1"}},
 		{"redirects", cfg.OAuth.RedirectURIs, []string{"https://a.example/x,y"}},
