@@ -35,6 +35,14 @@ func (b *addressBook) peer(id string) (string, error) {
 	return "", fmt.Errorf("%w: %s", errNoAddress, id)
 }
 
+// isServer reports whether the Raft configuration has the node.
+func (b *addressBook) isServer(id string) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	_, ok := b.raft[id]
+	return ok
+}
+
 // gossip returns the host:port of a node's gossip listener, "" where it is not known.
 func (b *addressBook) gossip(id string) string {
 	b.mu.RLock()

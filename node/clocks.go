@@ -14,8 +14,8 @@ const (
 	clockSampleLife = time.Minute
 )
 
-// clocks measures how far this node's clock is from its peers', from the replies to gossip's pings. Safe for concurrent
-// use.
+// clocks measures how far this node's clock is from its peers', from the replies to hellos and to gossip's pings. Safe for
+// concurrent use.
 type clocks struct {
 	now func() time.Time
 

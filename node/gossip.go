@@ -136,8 +136,9 @@ func resolveIP(host string) (net.IP, error) {
 	return ips[0], nil
 }
 
-// start joins the gossip of a cluster. members lists who should be seen, with their gossip addresses.
-func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr) error {
+// start joins the gossip of a cluster. members lists who should be seen, with their gossip addresses; packets that name
+// another sender than a known one are dropped.
+func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr, known func(id string) bool) error {
 	host, portText, err := net.SplitHostPort(g.address)
 	if err != nil {
 		return fmt.Errorf("gossip.advertise: %w", err)
@@ -172,7 +173,7 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 	}
 	g.list = list
 	g.started.Store(true)
-	g.wg.Go(g.deliver)
+	g.wg.Go(func() { g.deliver(known) })
 	g.wg.Go(func() { g.rejoin(members) })
 	return nil
 }
@@ -207,7 +208,7 @@ func (g *gossip) rejoin(members func() []nodeAddr) {
 }
 
 // deliver hands packets to the limiter, one at a time.
-func (g *gossip) deliver() {
+func (g *gossip) deliver(known func(id string) bool) {
 	for {
 		select {
 		case msg := <-g.inbox:
@@ -216,7 +217,7 @@ func (g *gossip) deliver() {
 				continue
 			}
 			from, packet, ok := openPacket(msg)
-			if !ok || from == g.self {
+			if !ok || from == g.self || !known(from) {
 				g.badPackets.Add(1)
 				continue
 			}

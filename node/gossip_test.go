@@ -63,7 +63,7 @@ func gossiper(t *testing.T, clusterID string, key byte, members func() []nodeAdd
 		}
 	})
 	if clusterID != "" {
-		if err := g.start(clusterID, [32]byte{key}, members); err != nil {
+		if err := g.start(clusterID, [32]byte{key}, members, validNodeID); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -211,7 +211,7 @@ func (n *Node) listen() error {
 	}
 	n.dialer = newDialer(n.creds, n.book.peer, peerLog)
 	n.rpc = &rpcClient{
-		http: newRPCClient(n.dialer), clusterID: n.clusterID,
+		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks,
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
 	}
 	n.newFormer(peerLog)
@@ -286,7 +286,7 @@ func (n *Node) form(ctx context.Context) error {
 	n.wg.Go(func() { n.followState(ctx) })
 	n.wg.Go(func() { n.barriers.run(ctx) })
 	n.wg.Go(func() { n.freshness.run(ctx) })
-	if err := n.gossip.start(found.clusterID, n.keys.gossip, n.gossipMembers); err != nil {
+	if err := n.gossip.start(found.clusterID, n.keys.gossip, n.gossipMembers, n.book.isServer); err != nil {
 		return err
 	}
 	o := &office{

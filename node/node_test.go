@@ -468,6 +468,45 @@ func TestRoster_SilentNodeLosesItsShareAndGetsItBack(t *testing.T) {
 	}
 }
 
+// A clock an hour ahead must not get into the log: the horizon never falls, and would freeze the roster for an hour.
+func TestClock_OneNodeAhead(t *testing.T) {
+	t.Parallel()
+	c := nodetest.New(t, 3, nodetest.WithClock(func(i int) func() time.Time {
+		if i > 0 {
+			return time.Now
+		}
+		return func() time.Time { return time.Now().Add(time.Hour) }
+	}))
+	for i := range c.Members {
+		c.Start(i)
+	}
+	for _, m := range c.Members[1:] {
+		select {
+		case <-m.Node.Ready():
+		case <-time.After(nodetest.Timeout):
+			t.Fatalf("a node with a good clock is not ready: %+v", m.Node.Health())
+		}
+	}
+	nodetest.WaitFor(t, "the node to say that its clock is off", func() error {
+		for _, check := range c.Members[0].Node.Health() {
+			if check.Name == "clock" && check.Err != nil && strings.Contains(check.Err.Error(), "1h0m0s off") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", c.Members[0].Node.Health())
+	})
+	for _, m := range c.Members[1:] {
+		for _, check := range m.Node.Health() {
+			if check.Name == "clock" && check.Err != nil {
+				t.Errorf("a node with a good clock: %v", check.Err)
+			}
+		}
+		if ahead := time.Until(time.UnixMilli(m.Node.Rosters().Horizon)); ahead > time.Minute {
+			t.Errorf("the horizon is %s ahead", ahead)
+		}
+	}
+}
+
 func TestHTTP_BeforeTheClusterIsFormed(t *testing.T) {
 	t.Parallel()
 	c := nodetest.New(t, 2)

@@ -66,6 +66,7 @@ type helloReply struct {
 	// Servers is its Raft configuration, empty before it has one.
 	Servers []member `cbor:"10,keyasint"`
 	Applied uint64   `cbor:"11,keyasint"`
+	Now     int64    `cbor:"12,keyasint"` // its clock, Unix nanoseconds
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.
@@ -281,6 +282,7 @@ type rpcClient struct {
 	http      *http.Client
 	clusterID func() string
 	self      nodeAddr
+	clocks    *clocks // nil: clocks are not compared
 }
 
 // call sends one request and returns the body of an answer that says it was done.
@@ -333,7 +335,9 @@ func (c *rpcClient) call(ctx context.Context, target, method, path string, body 
 
 func (c *rpcClient) hello(ctx context.Context, target string) (helloReply, error) {
 	var reply helloReply
+	began := time.Now()
 	text, err := c.call(ctx, target, http.MethodGet, pathHello, nil, maxHelloBytes)
+	took := time.Since(began)
 	if err != nil {
 		return reply, err
 	}
@@ -342,6 +346,9 @@ func (c *rpcClient) hello(ctx context.Context, target string) (helloReply, error
 	}
 	if !validNodeID(reply.NodeID) {
 		return reply, errors.New("call peer: malformed node id")
+	}
+	if c.clocks != nil && reply.Now != 0 {
+		c.clocks.observe(reply.NodeID, time.Unix(0, reply.Now), took)
 	}
 	return reply, nil
 }

@@ -33,6 +33,7 @@ type Cluster struct {
 	secret  string
 	key     string
 	change  func(i int, cfg *node.Config)
+	clock   func(i int) func() time.Time
 	Members []*Member
 	logs    *logBuffer
 }
@@ -71,6 +72,11 @@ type Option func(*Cluster)
 // WithConfig changes each member's configuration, i counted from 0.
 func WithConfig(change func(i int, cfg *node.Config)) Option {
 	return func(c *Cluster) { c.change = change }
+}
+
+// WithClock gives each member a clock of its own, i counted from 0.
+func WithClock(clock func(i int) func() time.Time) Option {
+	return func(c *Cluster) { c.clock = clock }
 }
 
 // New prepares n members whose initial_members are all of them, without starting any.
@@ -231,9 +237,15 @@ func (c *Cluster) Open(i int) (*node.Node, error) {
 		}
 	}
 	logger := slog.New(slog.NewTextHandler(c.logs, &slog.HandlerOptions{Level: slog.LevelInfo}))
-	n, err := node.Open(context.Background(), m.Config, node.WithLogger(logger.With("member", i)), node.WithVersion("test"),
+	opts := []node.Option{
+		node.WithLogger(logger.With("member", i)), node.WithVersion("test"),
 		node.WithPeerListener(m.peer), node.WithHTTPListener(m.http),
-		node.WithFatal(func(err error) { c.t.Errorf("node %d: fatal: %v", i, err) }))
+		node.WithFatal(func(err error) { c.t.Errorf("node %d: fatal: %v", i, err) }),
+	}
+	if c.clock != nil {
+		opts = append(opts, node.WithClock(c.clock(i)))
+	}
+	n, err := node.Open(context.Background(), m.Config, opts...)
 	m.peer, m.http = nil, nil
 	if err != nil {
 		return nil, err
