@@ -64,10 +64,10 @@ func openCluster(t testing.TB, n int, change func(i int, c *Config)) *testCluste
 		c.names = append(c.names, fmt.Sprintf("node-%d", i))
 	}
 	c.state = State{HorizonMillis: testStart + 3_600_000, Rosters: []Roster{{Index: 1, Nodes: c.names}}}
+	t.Cleanup(c.wg.Wait) // after every node is closed and sends no more
 	for i := range n {
 		c.open(t, i, change)
 	}
-	t.Cleanup(c.wg.Wait)
 	return c
 }
 
