@@ -32,7 +32,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 	if err != nil {
 		return authapi.Config{}, err
 	}
-	limit := authapi.LimitConfig{Plans: make(map[string]limiter.Rule, len(c.Plans))}
+	limit := authapi.LimitConfig{Plans: make(map[string]limiter.Rule, len(c.Plans)), DebugHeader: c.Limits.DebugHeader}
 	for _, r := range []struct {
 		key  string
 		from RuleConfig
@@ -241,7 +241,7 @@ func (l *limits) undecided(c limiter.Charge) limiter.Verdict {
 	return v
 }
 
-// newLogger is the logger of an opened node.
+// nodeLogger names the node in every line.
 func nodeLogger(logger *slog.Logger, nodeID, name string) *slog.Logger {
 	logger = logger.With("node", nodeID)
 	if name != "" {

@@ -20,7 +20,7 @@ const (
 	maxServers = 27
 )
 
-// cluster is what findCluster found.
+// foundCluster is how this node begins.
 type foundCluster struct {
 	clusterID string
 	formation *formation // the first configuration, or the one heard of when joining; nil where only the log knows
