@@ -182,7 +182,7 @@ func TestFormation_ListsThatCannotBe(t *testing.T) {
 // Random schedules of rounds, restarts and lost disks: no two nodes ever form different clusters.
 func TestFormation_NeverTwo(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		n := &formers{up: make(map[string]*former), formed: make(map[string]string)}
 		addresses := []string{"a", "b", "c"}
 		dead := make(map[string]bool) // nodes that ended with an error

@@ -109,7 +109,7 @@ func TestPeerTLS_ServerRefuses(t *testing.T) {
 	dial := func(change func(*tls.Config)) error {
 		c := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protoRPC}}
 		change(c)
-		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Second}, "tcp", address, c)
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", address, c)
 		if err != nil {
 			return err
 		}
