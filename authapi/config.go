@@ -65,6 +65,9 @@ type LimitConfig struct {
 	User      limiter.Rule // policy "user": by user
 	Documents limiter.Rule // policy "documents": by address
 	Plans     map[string]limiter.Rule
+	// DebugHeader adds X-RateLimit-Debug to every response with a decision: waited=1 where it waited for a message of
+	// another node, waited=0 where not. For measurements: it tells clients how the cluster works.
+	DebugHeader bool
 }
 
 // Route is one [[routes]] entry.

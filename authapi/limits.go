@@ -150,8 +150,11 @@ var (
 	headerPolicy       = []byte("RateLimit-Policy")
 	headerRateLimit    = []byte("RateLimit")
 	headerRetryAfter   = []byte("Retry-After")
+	headerDebug        = []byte("X-RateLimit-Debug")
 	headerCacheControl = []byte("Cache-Control")
 	valueNoStore       = []byte("no-store")
+	valueWaited        = []byte("waited=1")
+	valueNotWaited     = []byte("waited=0")
 	typeJSON           = []byte("application/json")
 	typeProblem        = []byte("application/problem+json")
 )
@@ -187,4 +190,12 @@ func (c *call) writeLimits() {
 	b = strconv.AppendInt(b, wait, 10)
 	h.SetCanonical(headerRateLimit, b)
 	c.scratch = b[:0]
+	if !c.srv.cfg.Limit.DebugHeader || v.Outcome == 0 {
+		return
+	}
+	if v.Waited {
+		h.SetCanonical(headerDebug, valueWaited)
+	} else {
+		h.SetCanonical(headerDebug, valueNotWaited)
+	}
 }

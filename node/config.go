@@ -111,6 +111,7 @@ type LimitsConfig struct {
 	Lease        Duration   `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
 	DeadAfter    Duration   `toml:"dead_after"` // a node silent for so long loses its share
 	MaxBuckets   int        `toml:"max_buckets"`
+	DebugHeader  bool       `toml:"debug_header"` // responses say whether their decision waited for a message
 }
 
 // AuthConfig steers tokens, sessions and passwords.
