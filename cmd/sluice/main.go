@@ -42,6 +42,7 @@ type commandLine struct {
 	Dev     devCommand     `cmd:"" help:"Run a cluster on this machine, one process a node."`
 	Node    nodeCommand    `cmd:"" help:"Run one node in the foreground."`
 	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
+	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
 	Secret  secretCommand  `cmd:"" help:"Make secrets."`
 	Version versionCommand `cmd:"" help:"Print the version."`
 }
@@ -86,6 +87,7 @@ func run(ctx context.Context, args []string, env environment) (code int) {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(env),
+		benchVariables(),
 	)
 	if err != nil {
 		fmt.Fprintf(env.stderr, "sluice: %v\n", err)
