@@ -57,8 +57,10 @@ func updateKey(b *batch, c state.UpdateKey) state.Result {
 	if key == nil {
 		return refuse(state.CodeNotFound)
 	}
+	// A key changes none that is stronger: neither what that one has now, whatever it had when the change was proposed, nor
+	// what it would have.
 	grants, ok := may(b, c.Actor, key.OrganizationID)
-	if !ok || c.Scopes != nil && !covers(grants, *c.Scopes) {
+	if !ok || !covers(grants, key.Scopes) || c.Scopes != nil && !covers(grants, *c.Scopes) {
 		return refuse(state.CodeForbidden)
 	}
 	if c.Name != nil && len(*c.Name) > maxName || c.Scopes != nil && !validScopes(*c.Scopes) {

@@ -114,6 +114,14 @@ func TestUpdateKey(t *testing.T) {
 	}
 	wide := []string{"events:*", "limits:check"}
 	f.refused(state.CodeForbidden, state.UpdateKey{KeyID: "key_1", Actor: keyActor("key_weak"), Scopes: &wide})
+	f.must(state.UpdateKey{KeyID: "key_1", Actor: keyActor("key_weak"), Scopes: &scopes})
+	// A stronger key is not weakened, renamed or kept alive by a weaker one either: it may have been as weak when the
+	// change was proposed, and have got its scopes before this entry.
+	f.must(state.UpdateKey{KeyID: "key_1", Actor: owner("ada"), Scopes: &wide})
+	for _, change := range []state.UpdateKey{{Scopes: &scopes}, {Name: &name}, {ExpiresAt: &expires}, {SetRateLimit: true}} {
+		change.KeyID, change.Actor = "key_1", keyActor("key_weak")
+		f.refused(state.CodeForbidden, change)
+	}
 	f.refused(state.CodeForbidden, state.UpdateKey{KeyID: "key_1", Actor: owner("nobody"), Name: &name})
 	f.refused(state.CodeNotFound, state.UpdateKey{KeyID: "key_none", Actor: owner("ada"), Name: &name})
 	f.must(state.RevokeKey{KeyID: "key_1", Actor: owner("ada"), At: f.now})
