@@ -149,6 +149,28 @@ func TestPipelining(t *testing.T) {
 	}
 }
 
+// TestHeaders_AreSpelledAsTheirStandardsDo looks at the bytes: Go's client would hide another spelling.
+func TestHeaders_AreSpelledAsTheirStandardsDo(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, nil)
+	conn, err := net.Dial("tcp", e.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(conn, "GET /api/v1/auth/me HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append([]string{"WWW-Authenticate", "X-Request-Id"}, limitHeaders...) {
+		if strings.Count(string(b), "\r\n"+name+": ") != 1 {
+			t.Errorf("not once %s in %q", name, b)
+		}
+	}
+}
+
 func TestBody_TooLarge(t *testing.T) {
 	t.Parallel()
 	e := newEdge(t, func(c *authapi.Config) { c.Limit.Anonymous = rule(1000) })

@@ -152,6 +152,7 @@ var (
 	headerRetryAfter   = []byte("Retry-After")
 	headerDebug        = []byte("X-RateLimit-Debug")
 	headerCacheControl = []byte("Cache-Control")
+	headerChallenge    = []byte("WWW-Authenticate") // fasthttp would write Www-Authenticate
 	valueNoStore       = []byte("no-store")
 	valueWaited        = []byte("waited=1")
 	valueNotWaited     = []byte("waited=0")

@@ -241,9 +241,9 @@ func (c *call) writeProblem(p *Problem) {
 	h.SetCanonical(headerCacheControl, valueNoStore)
 	switch {
 	case p.Challenge != "":
-		h.Set("WWW-Authenticate", p.Challenge)
+		h.SetCanonical(headerChallenge, []byte(p.Challenge))
 	case p.Status == http.StatusUnauthorized: // which never goes without one (RFC 9110, section 15.5.2)
-		h.Set("WWW-Authenticate", challengeNone)
+		h.SetCanonical(headerChallenge, []byte(challengeNone))
 	}
 	if p.Allow != "" {
 		h.Set("Allow", p.Allow)
