@@ -12,6 +12,7 @@ var (
 	DecodeJSON     = decodeJSON
 	CanonicalPath  = canonicalPath
 	ParseForwarded = parseForwarded
+	ProblemOf      = problemOf
 )
 
 // RouteRow is what the OpenAPI document must say of a route.

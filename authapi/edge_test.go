@@ -338,6 +338,24 @@ func TestErrors_InternalSaysNothing(t *testing.T) {
 	}
 }
 
+func TestProblemOf_Refusals(t *testing.T) {
+	t.Parallel()
+	for code, status := range map[string]int{
+		state.CodeNotFound: 404, state.CodeForbidden: 403, state.CodeConflict: 409, state.CodeUsernameTaken: 409, state.CodeEmailTaken: 409,
+		state.CodeSessionEnded: 401, state.CodeIdempotencyMismatch: 422,
+	} {
+		p, listed := authapi.ProblemOf(fmt.Errorf("propose: %w", &state.Refusal{Code: code}))
+		if p.Status != status || p.Code != code || !listed {
+			t.Errorf("%s: %d %s, listed %v, want %d", code, p.Status, p.Code, listed, status)
+		}
+	}
+	// Only this node's own mistakes are refused so: the log has to tell, not the answer.
+	p, listed := authapi.ProblemOf(&state.Refusal{Code: state.CodeInvalid})
+	if p.Status != 500 || p.Code != "internal_error" || listed {
+		t.Errorf("%s: %d %s, listed %v, want an unlisted 500", state.CodeInvalid, p.Status, p.Code, listed)
+	}
+}
+
 func TestLimits_Undecided(t *testing.T) {
 	t.Parallel()
 	e := newEdge(t, nil)

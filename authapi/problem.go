@@ -76,7 +76,8 @@ func errNotFound() *Problem { return problem(http.StatusNotFound, "not_found", "
 // retryUnavailable is the Retry-After of a 503, in seconds: an election takes about one.
 const retryUnavailable = 1
 
-// The refusals of the replicated state machine.
+// The refusals of the replicated state machine, but state.CodeInvalid: that one is a mistake of this node's own making,
+// so it is a 500 that says nothing, and the log's to tell.
 var refusals = map[string]struct {
 	status int
 	detail string
