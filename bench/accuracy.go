@@ -41,6 +41,7 @@ type Accuracy struct {
 	// and deleted at the end.
 	Token, Organization string
 	Seed                uint64 // of what is random; 0: chosen
+	Version             string // of this program, for the report
 	// Progress is told each result as it comes, and what is being done; nil: nobody.
 	Progress func(Progress)
 }
@@ -56,7 +57,7 @@ const (
 	DefaultWindow      = int64(10)
 	DefaultRequests    = 1500
 	DefaultConcurrency = 128
-	DefaultDuration    = 10 * time.Second
+	DefaultDuration    = 15 * time.Second // a window and a half
 	DefaultAfter       = time.Second
 	DefaultTimeout     = 5 * time.Second
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"strings"
 	"text/tabwriter"
@@ -13,6 +14,7 @@ import (
 // Report is what a measurement found, with what is needed to repeat it.
 type Report struct {
 	Started     time.Time `json:"started"`
+	Version     string    `json:"version,omitempty"` // of the program that measured
 	Targets     []string  `json:"targets"`
 	Algorithm   string    `json:"algorithm"`
 	Concurrency int       `json:"concurrency"`
@@ -21,7 +23,8 @@ type Report struct {
 	AfterMillis int64     `json:"after_ms"`
 	Go          string    `json:"go"`
 	Platform    string    `json:"platform"`
-	CPUs        int       `json:"cpus"` // of the machine that this program ran on
+	CPU         string    `json:"cpu,omitempty"` // of the machine that this program ran on, where it says
+	CPUs        int       `json:"cpus"`
 	Results     []Result  `json:"results"`
 	// OverAdmitted says that some limit was exceeded, or an admission counted in an impossible window.
 	OverAdmitted bool     `json:"over_admitted"`
@@ -66,8 +69,22 @@ func newReport(a Accuracy) *Report {
 	return &Report{
 		Started: time.Now().UTC().Truncate(time.Second), Targets: a.Targets, Algorithm: a.algorithm(), Concurrency: a.Concurrency,
 		Seed: a.Seed, SkewMillis: a.ClockSkew.Milliseconds(), AfterMillis: a.After.Milliseconds(),
-		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.NumCPU(), Results: []Result{},
+		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPU: processor(), CPUs: runtime.NumCPU(), Version: a.Version, Results: []Result{},
 	}
+}
+
+// processor is the CPU's model as Linux tells it, "" elsewhere.
+func processor() string {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(model)
+		}
+	}
+	return ""
 }
 
 func (r *Report) add(result Result) {
@@ -141,8 +158,8 @@ func (r *Report) WriteJSON(w io.Writer) error {
 // WriteText writes the report for people: a table for each pattern.
 func (r *Report) WriteText(w io.Writer) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d targets, %s, %d requests in flight, seed %d; %s %s, %d CPUs\n",
-		len(r.Targets), r.Algorithm, r.Concurrency, r.Seed, r.Go, r.Platform, r.CPUs)
+	fmt.Fprintf(&b, "%s, %d targets, %s, %d requests in flight, seed %d\n%s %s %s, %d × %s\n", r.Started.Format(time.RFC3339), len(r.Targets),
+		r.Algorithm, r.Concurrency, r.Seed, cmpOr(r.Version, "unknown version"), r.Go, r.Platform, r.CPUs, cmpOr(r.CPU, "CPU"))
 	for i := 0; i < len(r.Results); {
 		pattern := r.Results[i].Pattern
 		fmt.Fprintf(&b, "\n%s: %s\n", pattern, describe(pattern))

@@ -68,7 +68,7 @@ func (c *benchAccuracyCommand) Run(ctx context.Context, env environment) error {
 	measurement := bench.Accuracy{
 		Targets: c.Target, Limits: c.Limit, Window: c.Window, Fixed: c.Algorithm == "fixed_window", Patterns: c.Patterns,
 		Requests: c.Requests, Concurrency: c.Concurrency, Duration: c.Duration, After: c.After, Timeout: c.Timeout,
-		ClockSkew: c.ClockSkew, Key: c.Key, Token: c.Token, Organization: c.Organization, Seed: c.Seed,
+		ClockSkew: c.ClockSkew, Key: c.Key, Token: c.Token, Organization: c.Organization, Seed: c.Seed, Version: version(),
 		Progress: func(p bench.Progress) {
 			if p.Doing != "" {
 				fmt.Fprintf(env.stderr, "sluice bench: %s\n", p.Doing)
