@@ -183,3 +183,27 @@ type missingError struct {
 }
 
 func (e *missingError) Error() string { return "no " + e.want + " in " + strings.Join(e.got, ", ") }
+
+// TestRepeats sends the same write to every node: under one Idempotency-Key it happens once, and a refresh token that was
+// just spent gives the same successor.
+func TestRepeats(t *testing.T) {
+	c := sharedCluster(t)
+	a := register(t, c.urls[0])
+	create := request{method: "POST", path: "/api/v1/organizations", token: a.token, address: a.address,
+		body: map[string]any{"name": unique("once")}, header: map[string]string{"Idempotency-Key": unique("repeat-")}}
+	first := must(t, c.urls[0], create, http.StatusCreated).field(t, "id")
+	refresh := request{method: "POST", path: "/api/v1/auth/refresh", address: a.address, body: map[string]any{"refresh_token": a.refresh}}
+	successor := must(t, c.urls[0], refresh, http.StatusOK).field(t, "refresh_token")
+	for _, url := range c.urls[1:] {
+		if again := must(t, url, create, http.StatusCreated).field(t, "id"); again != first {
+			t.Errorf("the second time made %s, the first %s", again, first)
+		}
+		if again := must(t, url, refresh, http.StatusOK).field(t, "refresh_token"); again != successor {
+			t.Errorf("another successor of one refresh token")
+		}
+	}
+	create.body = map[string]any{"name": unique("other")}
+	if code := must(t, c.urls[2], create, http.StatusUnprocessableEntity).field(t, "code"); code != "idempotency_key_reused" {
+		t.Errorf("code %q", code)
+	}
+}
