@@ -79,14 +79,9 @@ func handleAuditLog(c *call) error {
 	if err := invalidFields(wrong); err != nil {
 		return err
 	}
-	events, err := c.srv.state.Audit(filter, before, limit+1)
+	events, next, err := c.srv.state.Audit(filter, before, limit)
 	if err != nil {
 		return err
-	}
-	next := ""
-	if len(events) > limit {
-		events = events[:limit]
-		next = events[limit-1].ID
 	}
 	list := make([]auditBody, 0, len(events))
 	for i := range events {

@@ -73,7 +73,8 @@ func (c *call) decodeBytes(b []byte, v any) error {
 	if rawCount(h.RawHeaders(), "content-type") > 1 {
 		return duplicateHeader("Content-Type")
 	}
-	if !isJSON(h.ContentType()) {
+	// Nothing here is authorised by a cookie, so a body of no stated type cannot be a form that a browser was made to send.
+	if t := h.ContentType(); len(t) > 0 && !isJSON(t) {
 		return problem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/json")
 	}
 	if enc := h.Peek("Content-Encoding"); len(enc) > 0 && !bytes.EqualFold(enc, []byte("identity")) {

@@ -37,8 +37,9 @@ type State interface {
 	SigningKeys() ([]state.SigningKey, error)
 	// ClusterSecrets is nil until the first leader has made them.
 	ClusterSecrets() (*state.ClusterSecrets, error)
-	// Audit lists events, newest first, older than the event id `before` ("" for the newest).
-	Audit(filter AuditFilter, before string, limit int) ([]state.AuditEvent, error)
+	// Audit lists at most limit events, newest first, older than the event id `before` ("" for the newest). next is the
+	// `before` to go on with, "" where the list ends. A page may be shorter than limit, or empty, and yet have a next.
+	Audit(filter AuditFilter, before string, limit int) (events []state.AuditEvent, next string, err error)
 }
 
 // AuditFilter selects audit events; zero fields select all.

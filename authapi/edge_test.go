@@ -299,6 +299,7 @@ func TestErrors_CarryTheHeaders(t *testing.T) {
 		{"space before colon", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd", 400, "malformed_request"},
 		{"negative length", "POST /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400, "malformed_request"},
 		{"two content types", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 400, "invalid_request"},
+		{"no type", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}", 422, "invalid_input"},
 		{"a form", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},
 		{"another charset", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json; charset=latin1\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},
 		{"compressed", "POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415, "unsupported_media_type"},

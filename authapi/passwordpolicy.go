@@ -79,8 +79,8 @@ abc xyz qwe qwerty me you pass admin`
 const commonExact = `0123456789 1234567890 0987654321 9876543210 1234567891 12345678910 123456789a 123456789q a123456789 q123456789 1234509876
 1357924680 1029384756 1123581321 3141592653 31415926535 147258369 1472583690 7894561230 0147258369 123qweasdzxc 123qwe123qwe 1qazxsw23edc
 qwertyuiop[] 1qaz@wsx3edc !qaz2wsx3edc qazwsxedcrfv qwertyuiopasdfghjkl qwertyuiopasdfghjklzxcvbnm asdfghjkl; asdfghjklzxcvbnm zxcvbnm123
-poiuytrewq lkjhgfdsa1 mnbvcxz123 abcdefghijklmnopqrstuvwxyz zyxwvutsrq 1a2b3c4d5e a1b2c3d4e5 a1s2d3f4g5 z1x2c3v4b5 correct-horse-battery-staple
-correct horse battery staple passwordpassword password12345678910 thisismypassword thisispassword letmeinplease openthedoor opensesame
+poiuytrewq lkjhgfdsa1 mnbvcxz123 abcdefghijklmnopqrstuvwxyz zyxwvutsrq 1a2b3c4d5e a1b2c3d4e5 a1s2d3f4g5 z1x2c3v4b5
+passwordpassword password12345678910 thisismypassword thisispassword letmeinplease openthedoor opensesame
 notapassword ihatepasswords nopassword mypassword123 iloveyousomuch iloveyouforever ilovemyself ilovemyfamily godisgood jesusislord
 inthebeginning maytheforcebewithyou winteriscoming`
 
@@ -98,7 +98,6 @@ var commonPasswords = sync.OnceValue(func() commonSets {
 		return m
 	}
 	c := commonSets{words: set(commonWords), endings: set(commonEndings), exact: set(commonExact)}
-	c.exact["correct horse battery staple"] = true
 	return c
 })
 

@@ -246,11 +246,10 @@ func (c *Cluster) ClusterSecrets() (*state.ClusterSecrets, error) {
 }
 
 // Audit implements authapi.State.
-func (c *Cluster) Audit(f state.AuditFilter, before string, limit int) ([]state.AuditEvent, error) {
+func (c *Cluster) Audit(f state.AuditFilter, before string, limit int) (list []state.AuditEvent, next string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var list []state.AuditEvent
-	for i := len(c.audit) - 1; i >= 0 && len(list) < limit; i-- {
+	for i := len(c.audit) - 1; i >= 0; i-- {
 		e := c.audit[i]
 		prefix, wild := strings.CutSuffix(f.Event, "*")
 		switch {
@@ -261,11 +260,13 @@ func (c *Cluster) Audit(f state.AuditFilter, before string, limit int) ([]state.
 			wild && !strings.HasPrefix(e.Event, prefix),
 			f.Since != 0 && e.At < f.Since,
 			f.Until != 0 && e.At >= f.Until:
+		case len(list) == limit:
+			return list, list[limit-1].ID, c.err
 		default:
 			list = append(list, e)
 		}
 	}
-	return list, c.err
+	return list, "", c.err
 }
 
 // Propose implements authapi.Cluster: it applies cmd at once, and a second time under the same id not at all.
