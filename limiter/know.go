@@ -99,8 +99,8 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 		o.charge = l.growth(v, b, r, pos, n, limit)
 	case k.n == n:
 		base := k.base
-		if k.limit != limit && k.base > 0 {
-			base = r.share(low, pos, limit) * grains // the limit changed since
+		if k.limit != limit && k.base == r.share(low, pos, k.limit)*grains {
+			base = r.share(low, pos, limit) * grains // the limit changed since; a base lost to a restart stays lost
 		}
 		o = outlook{used: k.used, prevUsed: k.prevUsed, base: base, net: k.net, charge: k.charge}
 	case k.n == n-1:
