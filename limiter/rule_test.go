@@ -280,3 +280,52 @@ func TestNews_BudgetAndOrder(t *testing.T) {
 		t.Fatalf("%d buckets were sent, want each of 500 once", len(names))
 	}
 }
+
+// What a peer held at an earlier limit says what it holds at this one, but for a base that it lost with a restart.
+func TestOutlook_LimitChangedSince(t *testing.T) {
+	t.Parallel()
+	l := newTestLedger("a", 1)
+	v := l.view.Load()
+	r := v.governing(testStart)
+	for i := range 20 {
+		rule := Rule{Limit: 1, Window: 60, Algorithm: FixedWindow}
+		b := &bucket{id: bucketID(&[16]byte{1}, "p", rule, []byte{byte(i)}), span: 60_000, alg: FixedWindow}
+		for pos, peer := range r.peers {
+			for _, said := range []int64{0, 1, 2, 30} {
+				for _, lost := range []bool{false, true} {
+					k := counters{n: 7, limit: said, base: r.share(b.id.low(), pos, said) * grains, peer: peer}
+					want := r.share(b.id.low(), pos, 8) * grains
+					if lost && k.base > 0 {
+						k.base, want = 0, 0
+					}
+					b.know = []counters{k}
+					if got := l.outlookOf(v, b, r, pos, 7, 8).base; got != want {
+						t.Fatalf("node %d said base %d at limit %d: believed to hold %d at 8, want %d", pos, k.base, said, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// A request that names a bucket twice and asks it for more than the cluster has is refused at once: it waited for nothing
+// that anybody was asked for.
+func TestLedger_BucketNamedTwice(t *testing.T) {
+	t.Parallel()
+	rule := Rule{Limit: 9, Window: 60, Algorithm: FixedWindow} // 3 of them here
+	id := bucketID(&[16]byte{1}, "p", rule, []byte("s"))
+	for _, c := range []struct {
+		costs   [2]int64
+		outcome Outcome
+		asks    int
+	}{{[2]int64{8, 2}, Refused, 0}, {[2]int64{2, 3}, Refused, 1}, {[2]int64{2, 1}, Admitted, 0}} {
+		l := newTestLedger("a", 1)
+		charges := []Charge{{Bucket: id, Rule: rule, Cost: c.costs[0]}, {Bucket: id, Rule: rule, Cost: c.costs[1]}}
+		var verdicts [2]Verdict
+		var out outbox
+		got, pending := l.take(instant{ms: testStart}, charges, verdicts[:], &waiter{}, &out)
+		if got != c.outcome || pending != (c.asks > 0) || len(out.to) != c.asks {
+			t.Errorf("costs %v: outcome %d, pending %v, %d asks; want %d and %d asks", c.costs, got, pending, len(out.to), c.outcome, c.asks)
+		}
+	}
+}

@@ -22,7 +22,7 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 		if verdicts[i].Outcome != Refused {
 			continue
 		}
-		if !validCharge(c) || c.Cost > c.Rule.Limit {
+		if !validCharge(c) || asked(charges, i) > c.Rule.Limit {
 			return false
 		}
 		sh, b := l.at(c)
@@ -35,7 +35,7 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 			return false
 		}
 		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		need := c.Cost*grains - s.room + b.ask.waiting
+		need := asked(charges, i)*grains - s.room + b.ask.waiting
 		if s.undecided || l.elsewhere(v, b, r, n, c.Rule.Limit, t, need) < need {
 			return false
 		}
@@ -50,9 +50,9 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 		sh, b := l.at(c)
 		n := b.span.at(t.ms)
 		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		l.send(sh, v, b, n, c.Rule.Limit, c.Cost*grains-s.room+b.ask.waiting, t, out)
+		l.send(sh, v, b, n, c.Rule.Limit, asked(charges, i)*grains-s.room+b.ask.waiting, t, out)
 		if on == nil {
-			on, units = b, c.Cost*grains
+			on, units = b, asked(charges, i)*grains
 		}
 	}
 	if on == nil {
@@ -60,6 +60,17 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 	}
 	on.addWaiter(w, units)
 	return true
+}
+
+// asked is what all charges together take from the i-th one's bucket, which may be named more than once.
+func asked(charges []Charge, i int) int64 {
+	units := charges[i].Cost
+	for j := range charges {
+		if j != i && charges[j].Bucket == charges[i].Bucket {
+			units += min(max(charges[j].Cost, 0), maxCost)
+		}
+	}
+	return units
 }
 
 // leave takes w off the bucket it waits on. charges are those it was left with.
