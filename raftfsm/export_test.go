@@ -2,6 +2,8 @@ package raftfsm
 
 // Names for the tests in package raftfsm_test.
 
+const AuditScan = auditScan
+
 var Steps = []string{stepLoaded, stepSynced, stepSwitched}
 
 // WithStep makes a restore call fn between its steps; an error is a crash there.

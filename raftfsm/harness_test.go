@@ -149,6 +149,16 @@ func get[T any](t testing.TB) func(value T, err error) T {
 	}
 }
 
+// audit is one page of the audit log.
+func (f *fixture) audit(filter state.AuditFilter, before string, limit int) (events []state.AuditEvent, next string) {
+	f.t.Helper()
+	events, next, err := f.view.Audit(filter, before, limit)
+	if err != nil {
+		f.t.Fatalf("view: %v", err)
+	}
+	return events, next
+}
+
 // sink is a raft.SnapshotSink in memory.
 type sink struct {
 	bytes.Buffer

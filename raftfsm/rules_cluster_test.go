@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"sluice/raftfsm"
 	"sluice/raftfsm/state"
 )
 
@@ -174,14 +175,17 @@ func TestAudit_FilterCursorAndPrune(t *testing.T) {
 			}
 		}
 		for before := ""; ; {
-			page := get[[]state.AuditEvent](t)(f.view.Audit(filter, before, 3))
+			page, next := f.audit(filter, before, 3)
 			for _, e := range page {
 				got = append(got, e.ID)
 			}
-			if len(page) < 3 {
+			if next == "" {
 				break
 			}
-			before = page[2].ID
+			if len(page) < 3 || next != page[2].ID {
+				t.Errorf("%s: next is %s after %d events", name, next, len(page))
+			}
+			before = next
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: got %v, want %v", name, got, want)
@@ -193,13 +197,47 @@ func TestAudit_FilterCursorAndPrune(t *testing.T) {
 	if result := f.must(state.Prune{AuditBefore: 1005}); result.Count != 6 {
 		t.Errorf("pruned %d, want the other 6", result.Count)
 	}
-	if left := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{}, "", 100)); len(left) != 30 || left[29].At != 1005 {
+	if left, _ := f.audit(state.AuditFilter{}, "", 100); len(left) != 30 || left[29].At != 1005 {
 		t.Errorf("%d left", len(left))
 	}
-	if page := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{}, "evt_00", 100)); len(page) != 0 {
+	if page, _ := f.audit(state.AuditFilter{}, "evt_00", 100); len(page) != 0 {
 		t.Errorf("after an event that was pruned: %d events", len(page))
 	}
-	if page := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{OrganizationID: "org_a", Until: 1005}, "", 100)); len(page) != 0 {
+	if page, _ := f.audit(state.AuditFilter{OrganizationID: "org_a", Until: 1005}, "", 100); len(page) != 0 {
 		t.Errorf("pruned events are listed: %+v", page)
+	}
+}
+
+func TestAudit_LongLog(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	const count, each = 2*raftfsm.AuditScan + 500, 500
+	for i := 0; i < count; i += each {
+		events := make([]state.AuditEvent, each)
+		for j := range events {
+			events[j] = state.AuditEvent{ID: fmt.Sprintf("evt_%06d", i+j), OrganizationID: "org_a", Event: "session.created", At: int64(i + j)}
+		}
+		if i == 0 {
+			events[0].Event = "organization.created"
+		}
+		f.must(state.AppendAudit{Events: events})
+	}
+	// The one event that is asked for is the oldest: no call looks at them all, and none is missed.
+	var got []string
+	calls := 0
+	for before := ""; ; calls++ {
+		page, next := f.audit(state.AuditFilter{OrganizationID: "org_a", Event: "organization.*"}, before, 1)
+		for _, e := range page {
+			got = append(got, e.ID)
+		}
+		if before = next; next == "" {
+			break
+		}
+	}
+	if !slices.Equal(got, []string{"evt_000000"}) || calls != 2 {
+		t.Errorf("got %v after %d cut pages, want the oldest after 2", got, calls)
+	}
+	if page, next := f.audit(state.AuditFilter{}, "", 2); len(page) != 2 || next != page[1].ID {
+		t.Errorf("without a filter: %d events, next %q", len(page), next)
 	}
 }

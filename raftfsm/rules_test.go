@@ -33,7 +33,7 @@ func TestRegisterUser(t *testing.T) {
 	if s := get[*state.Session](t)(f.view.Session("ses_ada")); s == nil || s.UserID != "usr_ada" {
 		t.Errorf("session: %+v", s)
 	}
-	if events := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{OrganizationID: "org_ada"}, "", 10)); len(events) != 1 {
+	if events, _ := f.audit(state.AuditFilter{OrganizationID: "org_ada"}, "", 10); len(events) != 1 {
 		t.Errorf("audit: %+v", events)
 	}
 
@@ -263,7 +263,7 @@ func TestRefreshSession(t *testing.T) {
 	if s := get[*state.Session](t)(f.view.Session("ses_ada")); s.EndedAt != start+30 || s.EndReason != "token_reused" {
 		t.Errorf("after reuse: %+v", s)
 	}
-	if events := get[[]state.AuditEvent](t)(f.view.Audit(state.AuditFilter{Event: "token.reused"}, "", 5)); len(events) != 1 {
+	if events, _ := f.audit(state.AuditFilter{Event: "token.reused"}, "", 5); len(events) != 1 {
 		t.Errorf("audit after reuse: %+v", events)
 	}
 	f.refused(state.CodeSessionEnded, refresh("three", "four", start+40))
