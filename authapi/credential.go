@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"sluice/limiter"
-	"sluice/raftfsm/state"
 )
 
 // credential is what is known of one good credential: an entry of the cache. It is immutable.
@@ -317,37 +316,46 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 		principal: &Principal{
 			Method: MethodJWT, UserID: user.ID, SessionID: session.ID, OrganizationID: org, ExpiresAt: cl.ExpiresAt, TokenID: cl.TokenID,
 		},
-		policy: s.policies.user,
 	}
-	planned := false
-	memberships, err := s.state.MembershipsOf(user.ID)
+	member, err := s.state.Membership(org, user.ID)
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range memberships {
-		if m.OrganizationID == org {
-			cred.role = m.Role
-		}
-		plan, err := s.userPlan(m)
-		if err != nil {
-			return nil, err
-		}
-		if plan != nil && (!planned || moreGenerous(plan.rule, cred.policy.rule)) {
-			cred.policy, planned = plan, true
-		}
+	if member != nil {
+		cred.role = member.Role
+	}
+	if cred.policy, err = s.userPolicy(user.ID); err != nil {
+		return nil, err
 	}
 	cred.bucket = s.limits.Bucket(cred.policy.name, cred.policy.rule, []byte(user.ID))
 	return cred, nil
 }
 
-// userPlan is the policy that an organization's plan gives its members, nil where it has none.
-func (s *Server) userPlan(m state.Membership) (*policy, error) {
+// userPolicy is the policy of a user: the most generous plan of the user's organizations, or else the layer's. Without
+// plans in the configuration it costs nothing, however many organizations there are.
+func (s *Server) userPolicy(userID string) (*policy, error) {
 	if len(s.policies.userPlans) == 0 {
-		return nil, nil
+		return s.policies.user, nil
 	}
-	org, err := s.state.Organization(m.OrganizationID)
-	if err != nil || org == nil || org.DeletedAt != 0 {
+	memberships, err := s.state.MembershipsOf(userID)
+	if err != nil {
 		return nil, err
 	}
-	return s.policies.userPlans[org.Plan], nil
+	var best *policy
+	for _, m := range memberships {
+		org, err := s.state.Organization(m.OrganizationID)
+		if err != nil {
+			return nil, err
+		}
+		if org == nil || org.DeletedAt != 0 {
+			continue
+		}
+		if plan := s.policies.userPlans[org.Plan]; plan != nil && (best == nil || moreGenerous(plan.rule, best.rule)) {
+			best = plan
+		}
+	}
+	if best == nil {
+		return s.policies.user, nil
+	}
+	return best, nil
 }

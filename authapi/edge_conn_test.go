@@ -365,6 +365,21 @@ func TestLimits_UserGetsTheMostGenerousPlan(t *testing.T) {
 	}
 }
 
+// unlisted cannot list memberships.
+type unlisted struct{ authapi.State }
+
+func (unlisted) MembershipsOf(string) ([]state.Membership, error) {
+	return nil, errors.New("memberships listed")
+}
+
+// TestVerify_JWTWithoutPlansListsNothing: what a token costs must not grow with the organizations that its user makes.
+func TestVerify_JWTWithoutPlansListsNothing(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, func(c *authapi.Config) { c.State = unlisted{c.State} })
+	token := signedIn(t, e.srv, e.cluster)
+	e.want(e.do("GET", "/api/v1/auth/verify?scope=triggers:read", "", "Authorization", "Bearer "+token), 200, "")
+}
+
 func TestServer_ServeAfterShutdownEnds(t *testing.T) {
 	t.Parallel()
 	cfg, _, _, _ := edgeConfig(nil)
