@@ -3,7 +3,6 @@ package limiter
 import (
 	"flag"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -12,13 +11,13 @@ import (
 )
 
 var (
-	simSeed      = flag.Uint64("limiter.seed", 0, "run this one schedule of the simulator and print it")
-	simFirst     = flag.Uint64("limiter.first", 1, "the first seed of the simulator's schedules")
-	simSchedules = flag.Int("limiter.schedules", 4000, "number of schedules for the simulator")
+	simSeed      = flag.Uint64("seed", 0, "run this one schedule of the simulator; with -v, print it")
+	simFirst     = flag.Uint64("first", 1, "the first seed of the simulator's schedules")
+	simSchedules = flag.Int("schedules", 4000, "number of schedules for the simulator")
 )
 
-// runSchedules runs count seeds and returns the first that fails, 0 for none.
-func runSchedules(count int, opts func(seed uint64) simOptions) (failed uint64, failure string, admitted int64) {
+// runSchedules runs count schedules and returns the failing one with the least seed among those that ran, nil for none.
+func runSchedules(count int, unsafely func(*ledger)) (failed *schedule, failure string, admitted int64) {
 	var next, total atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -27,19 +26,21 @@ func runSchedules(count int, opts func(seed uint64) simOptions) (failed uint64, 
 			for {
 				seed := uint64(next.Add(1))
 				mu.Lock()
-				stop := failed != 0
+				stop := failed != nil
 				mu.Unlock()
 				if stop || seed > uint64(count) {
 					return
 				}
-				seed += *simFirst - 1
-				s := newSim(seed, opts(seed))
-				s.run()
+				p := randomSchedule(seed + *simFirst - 1)
+				if unsafely != nil {
+					p.opt.unsafely, p.opt.calm, p.opt.ending = unsafely, false, false // what is looked for is I1
+				}
+				s := p.run(false)
 				total.Add(int64(s.admitted))
 				if s.failure != "" {
 					mu.Lock()
-					if failed == 0 || seed < failed {
-						failed, failure = seed, s.failure
+					if failed == nil || p.seed < failed.seed {
+						failed, failure = p, s.failure
 					}
 					mu.Unlock()
 				}
@@ -52,23 +53,27 @@ func runSchedules(count int, opts func(seed uint64) simOptions) (failed uint64, 
 
 func TestLedger_NeverOver(t *testing.T) {
 	t.Parallel()
-	if *simSeed != 0 {
-		s := newSim(*simSeed, randomOptions(*simSeed))
-		s.tracing = true
-		s.run()
-		t.Logf("%+v\n%s", s.opt, strings.Join(s.trace, "\n"))
-		if s.failure != "" {
-			t.Fatal(s.failure)
-		}
-		return
-	}
 	count := *simSchedules
 	if raceEnabled {
 		count /= 20
 	}
-	seed, failure, admitted := runSchedules(count, randomOptions)
-	if seed != 0 {
-		t.Fatalf("schedule %d: %s\nagain: %s -test.run NeverOver -limiter.seed %d -test.v", seed, failure, os.Args[0], seed)
+	var p *schedule
+	var failure string
+	var admitted int64
+	if *simSeed != 0 {
+		p = randomSchedule(*simSeed)
+		s := p.run(testing.Verbose())
+		t.Logf("%+v\n%s", s.opt, strings.Join(s.trace, "\n"))
+		if failure = s.failure; failure == "" {
+			return
+		}
+	} else {
+		p, failure, admitted = runSchedules(count, nil)
+	}
+	if p != nil {
+		seed, steps := p.seed, len(p.steps)
+		p, failure = shrink(p, failure, 3000)
+		t.Fatalf("schedule %d, shrunk from %d steps: %s\nagain: go test ./limiter -run NeverOver -seed=%d", seed, steps, p.report(failure), seed)
 	}
 	t.Logf("%d schedules, %d admissions", count, admitted)
 	if admitted < int64(count)*10 {
@@ -95,15 +100,11 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed, failure, _ := runSchedules(30_000, func(seed uint64) simOptions {
-				o := randomOptions(seed)
-				o.unsafely = off
-				return o
-			})
-			if seed == 0 {
-				t.Fatal("no schedule misses it")
+			p, failure, _ := runSchedules(30_000, off)
+			if p == nil || kind(failure) != "I1" {
+				t.Fatalf("no schedule misses it: %s", failure)
 			}
-			t.Logf("schedule %d: %s", seed, failure)
+			t.Logf("schedule %d: %s", p.seed, failure)
 		})
 	}
 }
@@ -146,29 +147,16 @@ func pour(nodes int, limit int64, alg Algorithm, pick func(s *sim, i int) int) (
 	s := newSim(uint64(nodes)*uint64(limit), simOptions{
 		nodes: nodes, slots: 64, delay: 1, buckets: []simBucket{{bucketID(&[16]byte{}, "p", rule, []byte("s")), rule}},
 	})
-	s.now = rule.Window * 1000 * 400_000
-	s.horizon = s.now + 3_600_000
-	s.log = append(s.log, simEntry{horizon: s.horizon})
-	for _, n := range s.nodes {
-		n.applied = len(s.log)
-		s.inform(n)
-	}
+	s.now = rule.Window * 1000 * 480_000
+	s.horizonAt(s.now + 3_600_000)
 	end := s.now + 1500
 	for i := 0; s.now < end; {
-		s.now++
-		for _, n := range s.nodes {
-			s.raise(n)
-		}
-		s.deliver()
-		for _, n := range s.nodes {
-			s.retry(n)
-		}
+		s.advance(1)
 		for range max(limit/200, 2) {
 			n := s.nodes[pick(s, i)]
 			i++
-			c := []Charge{{Bucket: s.opt.buckets[0].id, Rule: rule, Cost: 1}}
 			before := len(n.waiting)
-			s.attempt(n, &simRequest{charges: c, verdicts: make([]Verdict, 1), w: &waiter{}, since: s.now})
+			s.attempt(n, s.one(0))
 			waits += len(n.waiting) - before
 		}
 		if s.now%50 == 0 {
@@ -179,7 +167,7 @@ func pour(nodes int, limit int64, alg Algorithm, pick func(s *sim, i int) int) (
 }
 
 // Under an attack that goes on for longer than a window, what slides out is used in full, though it slides out in
-// parts of units on each node, and hardly a request waits.
+// parts of units on each node, and hardly a refusal waits.
 func TestLedger_SlidingSteadyState(t *testing.T) {
 	t.Parallel()
 	if raceEnabled || testing.Short() {
@@ -192,20 +180,15 @@ func TestLedger_SlidingSteadyState(t *testing.T) {
 				rule := Rule{Limit: limit, Window: 60, Algorithm: SlidingWindow}
 				s := newSim(7, simOptions{nodes: 3, slots: 64, delay: 1, skew: skew,
 					buckets: []simBucket{{bucketID(&[16]byte{}, "p", rule, []byte("s")), rule}}})
-				s.now = 60_000*28_000_000 + 50_000
-				s.log = append(s.log, simEntry{horizon: s.now + 36_000_000})
-				for _, n := range s.nodes {
-					n.applied = len(s.log)
-					s.inform(n)
-				}
-				waits, requests, second := 0, 0, 0
+				s.now = 60_000*29_000_000 + 50_000
+				s.horizonAt(s.now + 36_000_000)
+				second := 0
 				for end := s.now + 80_000; s.now < end && s.failure == ""; {
 					// What the first window admits falls due in the second, which begins after 10 s and ends after 70 s.
-					if s.now++; s.now%60_000 < 1000 && s.now < end-60_000 {
+					if s.now%60_000 < 1000 && s.now < end-60_000 {
 						second = s.admitted
 					}
-					w, r := s.tick(6)
-					waits, requests = waits+w, requests+r
+					s.storm(6)
 				}
 				if s.failure != "" {
 					t.Fatal(s.failure)
@@ -213,43 +196,30 @@ func TestLedger_SlidingSteadyState(t *testing.T) {
 				if got := int64(s.admitted - second); got < limit-1-limit/100 {
 					t.Errorf("%d admitted in the second window, want %d", got, limit-1)
 				}
-				if waits*1000 > requests {
-					t.Errorf("%d of %d requests waited", waits, requests)
+				if s.refusedLate*1000 > s.refused {
+					t.Errorf("%d of %d refusals waited", s.refusedLate, s.refused)
 				}
+				t.Logf("%d of %d refusals waited", s.refusedLate, s.refused)
 			})
 		}
 	}
 }
 
-// tick does what a millisecond brings: packets, news every 50 ms, and requests at random nodes.
-func (s *sim) tick(requests int) (waits, made int) {
-	for _, n := range s.nodes {
-		s.raise(n)
-	}
-	s.deliver()
-	for _, n := range s.nodes {
-		s.retry(n)
-	}
-	b := s.opt.buckets[0]
+// storm does what a millisecond brings: packets, news every 50 ms, and requests at random nodes.
+func (s *sim) storm(requests int) {
+	s.advance(1)
 	for range requests {
 		n := s.nodes[s.rng.IntN(len(s.nodes))]
 		n.done = nil
-		before := len(n.waiting)
-		s.attempt(n, &simRequest{charges: []Charge{{Bucket: b.id, Rule: b.rule, Cost: 1}}, verdicts: make([]Verdict, 1), w: &waiter{}, since: s.now})
-		waits += len(n.waiting) - before
+		s.attempt(n, s.one(0))
 	}
 	if s.now%50 == 0 {
 		s.gossip()
 	}
-	return waits, requests
 }
 
 func (s *sim) gossip() {
 	for _, n := range s.nodes {
-		n.led.news(s.instant(n), 1<<20, func(p []byte) {
-			for _, peer := range n.led.audience() {
-				s.put(n, n.led.peers.at(peer).id, p)
-			}
-		})
+		s.news(n)
 	}
 }

@@ -2,32 +2,28 @@ package limiter
 
 import (
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 )
 
-// The simulator drives the real ledgers of a few nodes through one schedule made from a seed: a network that loses,
-// repeats, delays and reorders, clocks apart and stepping, kills with and without the records, reboots, rosters that
-// some nodes learn late, limits changed while in use. It checks the limit after every admission, with exact arithmetic.
+// The simulator drives the real ledgers of 1 to 200 nodes through a schedule: a list of steps made from a seed
+// (sim_plan_test.go). Every step brings its own randomness, so that steps can be left out without changing the others, and a
+// failure shrinks (sim_shrink_test.go). The limit is checked at every admission, with exact arithmetic; what holds of a
+// cluster at rest is checked at the end (sim_end_test.go).
 
 type simOptions struct {
-	nodes    int
+	nodes    int // at first; steps may let more join
 	buckets  []simBucket
 	loss     int // per cent of packets
 	repeat   int
 	delay    int64 // milliseconds at most
-	skew     int64 // clocks are at most so far from the true time
-	steps    int
-	crash    int // per thousand steps
-	reboot   int // per cent of crashes that lose the records
-	rosters  int // per thousand steps
-	limits   int // per thousand steps
-	clocks   int // per thousand steps: clock steps
-	lag      int // per cent of steps in which a node does not learn of new log entries
-	slots    int // of each records file
-	crowd    bool
-	stall    int // per cent of chances to raise the mark that are missed
+	skew     int64 // clocks are at first at most so far from the true time
+	slots    int   // of each records file
+	perShard int   // buckets in a shard, 0 for plenty
+	calm     bool  // nothing happens that could make Remaining rise
+	ending   bool  // check at the end what holds of a cluster at rest
 	unsafely func(l *ledger)
 }
 
@@ -36,22 +32,21 @@ type simBucket struct {
 	rule Rule
 }
 
-type simEntry struct {
-	horizon int64
-	roster  *Roster
-}
-
 type simPacket struct {
 	at       int64
+	order    uint32
 	from, to int
 	data     []byte
 }
 
 type simRequest struct {
+	on       []int // the buckets' indexes
 	charges  []Charge
 	verdicts []Verdict
 	w        *waiter
 	since    int64
+	stale    int64 // milliseconds between the reading of the clock and the decision
+	windows  []int64
 }
 
 type simNode struct {
@@ -59,14 +54,24 @@ type simNode struct {
 	id      string
 	led     *ledger
 	inc     uint64
+	boot    int
 	offset  int64 // of its clock
 	mark    int64 // persisted
 	words   []uint64
+	slots   int
 	applied int
 	up      bool
+	paused  bool
+	late    bool // learns of log entries only when told
+	stalled bool // its disk takes no mark
+	buffer  []simPacket
 	waiting []*simRequest
 	done    []simRequest // admitted, refundable
+	said    map[int]simSaid
 }
+
+// simSaid is the last Remaining that a node named for a bucket.
+type simSaid struct{ n, remaining, ms, limit int64 }
 
 type simKey struct {
 	bucket int
@@ -81,79 +86,130 @@ type simTally struct {
 
 type sim struct {
 	opt     simOptions
+	pcg     *rand.PCG
 	rng     *rand.Rand
 	now     int64
 	horizon int64
-	log     []simEntry
+	leader  int
+	members []int   // the newest roster, in order
+	log     []State // the replicated state after each entry
 	nodes   []*simNode
-	net     []simPacket
+	buckets []simBucket
+	earlier []int64 // the limit of each bucket before its last change
+	cut     map[[2]int]bool
+	loss    int
+	repeat  int
+	delay   int64
+	net     packetHeap
+	bytes   int64
+	old     []simPacket // of those sent so far, some
 	tally   map[simKey]*simTally
 	trace   []string
 	tracing bool
 	failure string
+	turn    int // round robin's
+	victim  int // the attacker's present node
 
 	admitted, refused, undecided int
+	refusedLate                  int // refused after they waited for shares
 }
 
 func (s *sim) logf(format string, args ...any) {
 	if s.tracing {
-		s.trace = append(s.trace, fmt.Sprintf("%d ", s.now)+fmt.Sprintf(format, args...))
+		s.trace = append(s.trace, fmt.Sprintf("%d     ", s.now)+fmt.Sprintf(format, args...))
 	}
 }
 
+// fail notes the first violation. What stands before the colon is its kind.
+func (s *sim) fail(format string, args ...any) {
+	if s.failure == "" {
+		s.failure = fmt.Sprintf(format, args...)
+		s.logf("%s", s.failure)
+	}
+}
+
+const simStart = 1_700_000_040_000
+
 func newSim(seed uint64, opt simOptions) *sim {
-	s := &sim{opt: opt, rng: rand.New(rand.NewPCG(seed, 77)), tally: map[simKey]*simTally{}}
-	s.now = 1_700_000_040_000 + s.rng.Int64N(120_000)
-	s.log = append(s.log, simEntry{roster: &Roster{Index: 1, Nodes: s.pickRoster(opt.nodes)}})
-	for i := range opt.nodes {
-		n := &simNode{index: i, id: fmt.Sprintf("n%d", i)}
+	pcg := rand.NewPCG(seed, 77)
+	s := &sim{opt: opt, pcg: pcg, rng: rand.New(pcg), tally: map[simKey]*simTally{}, cut: map[[2]int]bool{},
+		loss: opt.loss, repeat: opt.repeat, delay: opt.delay, buckets: slices.Clone(opt.buckets)}
+	for _, b := range s.buckets {
+		s.earlier = append(s.earlier, b.rule.Limit)
+	}
+	s.now = simStart + s.rng.Int64N(120_000)
+	s.members = s.rng.Perm(opt.nodes)
+	s.commitRoster()
+	for range opt.nodes {
+		n := s.addNode()
 		if opt.skew > 0 {
 			n.offset = s.rng.Int64N(2*opt.skew+1) - opt.skew
 		}
-		s.nodes = append(s.nodes, n)
-		s.start(n, true)
+		s.start(n, startKeep)
 	}
-	s.commitHorizon()
+	s.commitHorizon(2000 + s.rng.Int64N(4000))
 	for _, n := range s.nodes {
-		n.applied = len(s.log)
-		s.inform(n)
+		s.learn(n, len(s.log))
 	}
 	return s
 }
 
-func (s *sim) pickRoster(most int) []string {
-	var ids []string
-	for i := range most {
-		if i == 0 || s.rng.IntN(4) > 0 || s.opt.rosters == 0 {
-			ids = append(ids, fmt.Sprintf("n%d", i))
-		}
-	}
-	s.rng.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	return ids
+func (s *sim) addNode() *simNode {
+	n := &simNode{index: len(s.nodes), id: fmt.Sprintf("n%d", len(s.nodes)), slots: s.opt.slots}
+	s.nodes = append(s.nodes, n)
+	return n
 }
 
-func (s *sim) start(n *simNode, keep bool) {
+// How a node starts.
+const (
+	startKeep    = 0 // on the records that it left
+	startReboot  = 1 // of another boot: the records prove nothing
+	startGone    = 2 // the records file is gone
+	startResized = 3 // a records file of another size takes over
+)
+
+func (s *sim) start(n *simNode, how int) {
 	n.inc++
-	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 1000, startMark: n.mark}
-	ok := false
-	if keep && n.words != nil {
-		c.records, c.restored, c.lostThrough, ok = openRecords(slices.Clone(n.words), "boot")
+	if how == startReboot {
+		n.boot++
 	}
-	if !ok {
-		c.lostThrough = n.mark
-		c.records = newRecords(make([]uint64, headerWords+s.opt.slots*slotWords), s.opt.slots, "boot", c.lostThrough)
+	if how == startGone {
+		n.words = nil
+	}
+	boot := strconv.Itoa(n.boot)
+	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 1000, startMark: n.mark, lostThrough: n.mark}
+	ok := false
+	if n.words != nil {
+		var lost int64
+		if c.records, c.restored, lost, ok = openRecords(slices.Clone(n.words), boot); ok {
+			c.lostThrough = lost
+		}
+	}
+	if !ok || how == startResized {
+		// As loadRecords does with files.
+		if how == startResized {
+			n.slots = 2 + (n.slots*3+1)%97
+		}
+		c.records = newRecords(make([]uint64, headerWords+n.slots*slotWords), n.slots, boot, c.lostThrough)
+		for i := range c.restored {
+			w := &c.restored[i]
+			b := &bucket{id: w.id, span: w.span, alg: w.alg, cell: w.cell}
+			w.slot = c.records.claim(b, &window{n: w.n, used: w.ceiling, received: w.received, lost: w.lost})
+		}
 	}
 	n.words = c.records.words
 	n.led = newLedger(c)
-	if s.opt.crowd {
-		n.led.maxPerShard = 1
+	if s.opt.perShard > 0 {
+		n.led.maxPerShard = s.opt.perShard
 	}
 	if s.opt.unsafely != nil {
 		s.opt.unsafely(n.led)
 	}
-	n.up = true
+	n.up, n.paused, n.said = true, false, nil
 	s.raise(n)
-	s.inform(n)
+	if n.applied > 0 {
+		n.led.setState(s.log[n.applied-1])
+	}
 }
 
 func (s *sim) raise(n *simNode) {
@@ -167,51 +223,81 @@ func (s *sim) instant(n *simNode) instant {
 	return instant{ms: s.clock(n), mono: s.now * 1e6}
 }
 
-func (s *sim) commitHorizon() {
-	leader := s.nodes[s.rng.IntN(len(s.nodes))]
-	if g := s.clock(leader) + 2000 + s.rng.Int64N(4000); g > s.horizon {
+func (s *sim) commitHorizon(lease int64) {
+	leader := s.nodes[s.leader%len(s.nodes)]
+	if !leader.up || leader.paused {
+		return
+	}
+	s.horizonAt(s.clock(leader) + lease)
+}
+
+func (s *sim) horizonAt(g int64) {
+	if g > s.horizon {
 		s.horizon = g
-		s.log = append(s.log, simEntry{horizon: g})
+		st := s.log[len(s.log)-1]
+		st.HorizonMillis = g
+		s.log = append(s.log, st)
+		s.logf("horizon %d", g)
 	}
 }
 
 func (s *sim) commitRoster() {
-	s.log = append(s.log, simEntry{roster: &Roster{
-		Index: uint64(len(s.log) + 1), FromMillis: s.horizon, Nodes: s.pickRoster(s.opt.nodes)}})
+	var st State
+	if len(s.log) > 0 {
+		st = s.log[len(s.log)-1]
+	}
+	r := Roster{Index: uint64(len(s.log) + 1), FromMillis: s.horizon}
+	for _, i := range s.members {
+		r.Nodes = append(r.Nodes, fmt.Sprintf("n%d", i))
+	}
+	st.Rosters = append(slices.Clip(st.Rosters), r)
+	s.log = append(s.log, st)
+	s.logf("roster %v from %d", r.Nodes, r.FromMillis)
 }
 
-func (s *sim) inform(n *simNode) {
-	var st State
-	for _, e := range s.log[:n.applied] {
-		if e.roster != nil {
-			st.Rosters = append(st.Rosters, *e.roster)
-		} else {
-			st.HorizonMillis = e.horizon
-		}
+// learn lets n apply up to count more entries of the log.
+func (s *sim) learn(n *simNode, count int) {
+	to := min(n.applied+count, len(s.log))
+	if to == n.applied || !n.up || n.paused {
+		return
 	}
-	n.led.setState(st)
+	n.applied = to
+	n.led.setState(s.log[to-1])
 }
 
 func (s *sim) transmit(from *simNode, out *outbox) {
 	for _, p := range out.to {
-		s.put(from, from.led.peers.at(p.peer).id, out.data[p.start:p.end])
+		to := from.led.peers.at(p.peer).id
+		s.put(from, to, slices.Clone(out.data[p.start:p.end]))
 	}
 }
 
+// put sends data, which it keeps.
 func (s *sim) put(from *simNode, to string, data []byte) {
-	for range 1 + btoi(s.rng.IntN(100) < s.opt.repeat) {
-		if s.rng.IntN(100) < s.opt.loss {
-			continue
-		}
-		s.net = append(s.net, simPacket{at: s.now + s.rng.Int64N(s.opt.delay+1), from: from.index, to: must(strconv.Atoi(to[1:])), data: slices.Clone(data)})
-	}
-}
-
-func must(n int, err error) int {
+	i, err := strconv.Atoi(to[1:])
 	if err != nil {
 		panic(err)
 	}
-	return n
+	p := simPacket{from: from.index, to: i, data: data}
+	s.bytes += int64(len(data))
+	if len(s.old) < 1024 {
+		s.old = append(s.old, p)
+	} else {
+		s.old[s.rng.IntN(len(s.old))] = p
+	}
+	if s.cut[[2]int{p.from, p.to}] {
+		return
+	}
+	for range 1 + btoi(s.rng.IntN(100) < s.repeat) {
+		if s.rng.IntN(100) >= s.loss {
+			s.post(p, s.rng.Int64N(s.delay+1))
+		}
+	}
+}
+
+func (s *sim) post(p simPacket, delay int64) {
+	p.at, p.order = s.now+delay, s.rng.Uint32() // in any order within a millisecond
+	s.net.push(p)
 }
 
 func btoi(b bool) int {
@@ -223,49 +309,49 @@ func btoi(b bool) int {
 
 // deliver hands over what is due.
 func (s *sim) deliver() {
-	for i := 0; i < len(s.net); {
-		p := s.net[i]
-		if p.at > s.now {
-			i++
-			continue
-		}
-		s.net[i] = s.net[len(s.net)-1]
-		s.net = s.net[:len(s.net)-1]
-		n := s.nodes[p.to]
-		if !n.up {
-			continue
-		}
-		given := s.given(n)
-		var out outbox
-		n.led.receive(s.instant(n), s.nodes[p.from].id, p.data, &out)
-		if s.given(n) != given {
-			r := reader{b: p.data}
-			r.header()
-			m := r.ask()
-			for b := range s.opt.buckets {
-				if s.opt.buckets[b].id == m.id {
-					s.saw(b, m.n, s.clock(n))
-					s.logf("%s gives bucket %d window %d to %s", n.id, b, m.n, s.nodes[p.from].id)
-				}
-			}
-		}
-		s.transmit(n, &out)
-		s.retry(n)
+	for len(s.net) > 0 && s.net[0].at <= s.now {
+		s.hand(s.net.pop())
 	}
 }
 
-func (s *sim) given(n *simNode) (sum uint64) {
-	for i := range n.led.shards {
-		sum += n.led.shards[i].stats.given
+func (s *sim) hand(p simPacket) {
+	if p.to >= len(s.nodes) || !s.nodes[p.to].up {
+		return
 	}
-	return sum
+	n := s.nodes[p.to]
+	if n.paused {
+		n.buffer = append(n.buffer, p)
+		return
+	}
+	var given *uint64
+	var before uint64
+	var m askMessage
+	r := reader{b: p.data}
+	if r.header().kind == typeAsk {
+		m = r.ask()
+		given = &n.led.shards[shardOf(&m.id)].stats.given
+		before = *given
+	}
+	var out outbox
+	n.led.receive(s.instant(n), s.nodes[p.from].id, p.data, &out)
+	if given != nil && *given != before {
+		b := s.bucket(m.id)
+		s.saw(b, m.n, s.clock(n))
+		s.logf("%s gives %d grains of bucket %d window %d to n%d", n.id, *given-before, b, m.n, p.from)
+	}
+	s.transmit(n, &out)
+	s.retry(n)
+}
+
+func (s *sim) bucket(id BucketID) int {
+	return slices.IndexFunc(s.buckets, func(b simBucket) bool { return b.id == id })
 }
 
 func (s *sim) at(b int, n int64) *simTally {
 	k := simKey{b, n}
 	t := s.tally[k]
 	if t == nil {
-		t = &simTally{view: s.opt.buckets[b].rule.Window * 1000}
+		t = &simTally{view: s.buckets[b].rule.Window * 1000}
 		s.tally[k] = t
 	}
 	return t
@@ -275,41 +361,45 @@ func (s *sim) at(b int, n int64) *simTally {
 func (s *sim) saw(b int, n, clock int64) {
 	for _, m := range []int64{n, n + 1} {
 		t := s.at(b, m)
-		t.view = min(t.view, span(s.opt.buckets[b].rule.Window*1000).inView(m, clock))
+		t.view = min(t.view, span(s.buckets[b].rule.Window*1000).inView(m, clock))
 	}
 }
 
 // finish notes an end of a decision and checks the limit.
 func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 	for i := range r.charges {
-		c := &r.charges[i]
-		b := slices.IndexFunc(s.opt.buckets, func(b simBucket) bool { return b.id == c.Bucket })
-		w := span(c.Rule.Window * 1000).at(s.clock(n))
-		t := s.at(b, w)
-		s.checkVerdict(c, &r.verdicts[i], outcome)
-		if outcome != Admitted {
-			continue
-		}
-		t.used += c.Cost
-		s.saw(b, w, s.clock(n))
-		s.logf("%s admits %d bucket %d window %d", n.id, c.Cost, b, w)
+		s.checkVerdict(n, r, i, outcome)
 	}
 	switch outcome {
 	case Admitted:
 		s.admitted++
 		for i := range r.charges {
-			s.check(&r.charges[i], s.clock(n))
+			c := &r.charges[i]
+			s.at(r.on[i], r.windows[i]).used += c.Cost
+			s.saw(r.on[i], r.windows[i], s.clock(n)-r.stale)
+			s.logf("%s admits %d of %d, bucket %d window %d", n.id, c.Cost, c.Rule.Limit, r.on[i], r.windows[i])
+			if c.charged != r.windows[i]+1 {
+				s.fail("charge: an admitted charge is noted in window %d, not %d", c.charged-1, r.windows[i])
+			}
 		}
-		n.done = append(n.done, *r)
+		for i := range r.charges {
+			s.check(r.on[i], r.windows[i])
+			s.check(r.on[i], r.windows[i]+1)
+		}
+		if len(n.done) < 64 {
+			n.done = append(n.done, *r)
+		}
 	case Refused:
 		s.refused++
+		s.refusedLate += btoi(s.now > r.since)
 	default:
 		s.undecided++
 	}
 }
 
 // checkVerdict holds what the headers say against what was decided.
-func (s *sim) checkVerdict(c *Charge, v *Verdict, whole Outcome) {
+func (s *sim) checkVerdict(n *simNode, r *simRequest, i int, whole Outcome) {
+	c, v := &r.charges[i], &r.verdicts[i]
 	bad := v.Remaining < 0 || v.Remaining > c.Rule.Limit || v.Limit != c.Rule.Limit || v.Outcome > whole
 	switch v.Outcome {
 	case Admitted:
@@ -321,77 +411,112 @@ func (s *sim) checkVerdict(c *Charge, v *Verdict, whole Outcome) {
 	default:
 		bad = true
 	}
-	if bad && s.failure == "" {
-		s.failure = fmt.Sprintf("at %d: outcome %d of %+v with %+v", s.now, whole, *c, *v)
+	if bad {
+		s.fail("verdict: outcome %d of %+v with %+v", whole, *c, *v)
 	}
-}
-
-func (s *sim) check(c *Charge, clock int64) {
-	b := slices.IndexFunc(s.opt.buckets, func(b simBucket) bool { return b.id == c.Bucket })
+	if !s.opt.calm || v.Outcome != Admitted {
+		return
+	}
+	// I4: inside a window Remaining rises only by what slid out for the clock furthest ahead, and a unit for rounding.
+	b := r.on[i]
 	sp := span(c.Rule.Window * 1000)
-	n := sp.at(clock)
-	for _, n := range []int64{n, n + 1} {
-		t := s.tally[simKey{b, n}]
-		if t == nil || t.used == 0 {
-			continue
+	now := simSaid{r.windows[i], v.Remaining, s.clock(n) - r.stale, c.Rule.Limit}
+	if old, ok := n.said[b]; ok && old.n == now.n && old.limit == now.limit && now.ms >= old.ms {
+		most := old.remaining
+		if c.Rule.Algorithm == SlidingWindow {
+			prev := s.at(b, now.n-1).used
+			most += sp.weigh(prev, now.n, old.ms) - sp.weigh(prev, now.n, now.ms+2*s.opt.skew) + 1
 		}
-		before := s.tally[simKey{b, n - 1}]
-		if c.Rule.Algorithm == FixedWindow || before == nil {
-			before = &simTally{}
+		if now.remaining > most {
+			s.fail("I4: Remaining of bucket %d at %s in window %d rose from %d to %d, at most %d slid out",
+				b, n.id, now.n, old.remaining, now.remaining, most-old.remaining)
 		}
-		limit := max(t.limit, before.limit)
-		if t.used*int64(sp)+t.view*before.used > limit*int64(sp) && s.failure == "" {
-			s.failure = fmt.Sprintf("at %d: bucket %d (%+v) window %d: used %d, before %d of which %d/%d in view, limit %d",
-				s.now, b, c.Rule, n, t.used, before.used, t.view, int64(sp), limit)
-			s.logf("%s", s.failure)
-		}
+	}
+	if n.said == nil {
+		n.said = map[int]simSaid{}
+	}
+	n.said[b] = now
+}
+
+// check is I1, exactly: used(n) · W + view · used(n−1) ≤ limit · W.
+func (s *sim) check(b int, n int64) {
+	t := s.tally[simKey{b, n}]
+	if t == nil || t.used <= 0 {
+		return
+	}
+	rule := s.buckets[b].rule
+	before := s.tally[simKey{b, n - 1}]
+	if rule.Algorithm == FixedWindow || before == nil {
+		before = &simTally{}
+	}
+	limit := max(t.limit, before.limit)
+	w := uint64(rule.Window * 1000)
+	hi, lo := bits.Mul64(uint64(t.used), w)
+	h2, l2 := bits.Mul64(uint64(t.view), uint64(before.used))
+	var carry uint64
+	lo, carry = bits.Add64(lo, l2, 0)
+	hi += h2 + carry
+	mostHi, mostLo := bits.Mul64(uint64(limit), w)
+	if hi > mostHi || hi == mostHi && lo > mostLo {
+		s.fail("I1: bucket %d (%+v) window %d: used %d, before %d of which %d/%d in view, limit %d",
+			b, rule, n, t.used, before.used, t.view, w, limit)
 	}
 }
 
-func (s *sim) request(n *simNode) {
-	var charges []Charge
-	for _, i := range s.rng.Perm(len(s.opt.buckets))[:1+s.rng.IntN(len(s.opt.buckets))] {
-		b := s.opt.buckets[i]
-		cost := int64(1)
-		if s.rng.IntN(5) == 0 {
-			cost += s.rng.Int64N(3)
+// newRequest makes a request for the buckets on, at the limits that the node goes by.
+func (s *sim) newRequest(on []int, cost func(limit int64) int64, old bool) *simRequest {
+	r := &simRequest{on: on, w: &waiter{}, since: s.now}
+	for _, i := range on {
+		rule := s.buckets[i].rule
+		if old {
+			rule.Limit = s.earlier[i] // this node has not heard of the new one yet
 		}
-		charges = append(charges, Charge{Bucket: b.id, Rule: b.rule, Cost: cost})
-		if s.rng.IntN(3) > 0 {
-			break
-		}
+		r.charges = append(r.charges, Charge{Bucket: s.buckets[i].id, Rule: rule, Cost: cost(rule.Limit)})
 	}
-	r := &simRequest{charges: charges, verdicts: make([]Verdict, len(charges)), w: &waiter{}, since: s.now}
-	s.attempt(n, r)
+	r.verdicts = make([]Verdict, len(on))
+	r.windows = make([]int64, len(on))
+	return r
 }
 
-func (s *sim) attempt(n *simNode, r *simRequest) {
+// one is a request of one unit of one bucket.
+func (s *sim) one(b int) *simRequest {
+	return s.newRequest([]int{b}, func(int64) int64 { return 1 }, false)
+}
+
+func (s *sim) attempt(n *simNode, r *simRequest) Outcome {
 	w := r.w
 	if s.now-r.since >= 20 {
 		w = nil
 	}
+	t := s.instant(n)
+	t.ms -= r.stale
 	for i := range r.charges {
 		c := &r.charges[i]
-		b := slices.IndexFunc(s.opt.buckets, func(b simBucket) bool { return b.id == c.Bucket })
-		t := s.at(b, span(c.Rule.Window*1000).at(s.clock(n)))
-		t.limit = max(t.limit, c.Rule.Limit) // in force from the asking on, not from the answer
+		r.windows[i] = span(c.Rule.Window * 1000).at(t.ms)
+		tally := s.at(r.on[i], r.windows[i])
+		tally.limit = max(tally.limit, c.Rule.Limit) // in force from the asking on, not from the answer
 	}
 	var out outbox
-	outcome, pending := n.led.take(s.instant(n), r.charges, r.verdicts, w, &out)
+	outcome, pending := n.led.take(t, r.charges, r.verdicts, w, &out)
 	s.transmit(n, &out)
 	if pending {
 		n.waiting = append(n.waiting, r)
-		return
+		return 0
 	}
 	s.finish(n, r, outcome)
+	return outcome
 }
 
 func (s *sim) retry(n *simNode) {
+	if len(n.waiting) == 0 {
+		return
+	}
 	waiting := n.waiting
 	n.waiting = nil
 	for _, r := range waiting {
 		if r.w.woken || s.now-r.since >= 5 {
 			n.led.leave(r.w, r.charges)
+			r.stale = 0
 			s.attempt(n, r)
 		} else {
 			n.waiting = append(n.waiting, r)
@@ -403,141 +528,99 @@ func (s *sim) refund(n *simNode) {
 	if len(n.done) == 0 {
 		return
 	}
-	r := n.done[len(n.done)-1]
-	n.done = n.done[:len(n.done)-1]
+	i := s.rng.IntN(len(n.done))
+	r := n.done[i]
+	n.done = slices.Delete(n.done, i, i+1)
 	for i := range r.charges {
-		c := &r.charges[i]
-		b := slices.IndexFunc(s.opt.buckets, func(b simBucket) bool { return b.id == c.Bucket })
-		if c.charged == 0 {
-			s.failure = "admitted charge is not marked"
-			return
-		}
-		s.at(b, c.charged-1).used -= c.Cost
+		s.at(r.on[i], r.windows[i]).used -= r.charges[i].Cost
 	}
 	n.led.refund(r.charges)
+	n.led.refund(r.charges) // a second one gives nothing
 }
 
-func (s *sim) crash(n *simNode) {
-	keep := s.rng.IntN(100) >= s.opt.reboot
-	s.logf("%s restarts, records %v", n.id, keep)
-	// Its clock may have been set meanwhile, and its log is applied anew from where it was made durable.
-	if s.opt.clocks > 0 && s.rng.IntN(3) == 0 {
-		s.step(n)
+func (s *sim) news(n *simNode) {
+	var to []string
+	for _, p := range n.led.audience() {
+		to = append(to, n.led.peers.at(p).id)
 	}
-	n.waiting, n.done = nil, nil
-	n.applied = max(1, n.applied-s.rng.IntN(4))
-	s.start(n, keep)
+	n.led.news(s.instant(n), 1<<20, func(p []byte) {
+		data := slices.Clone(p)
+		for _, id := range to {
+			s.put(n, id, data)
+		}
+	})
 }
 
-func (s *sim) step(n *simNode) {
-	n.offset = s.rng.Int64N(2*s.opt.skew+1) - s.opt.skew
-	s.logf("%s clock %+d", n.id, n.offset)
-}
-
-func (s *sim) chance(perMille int) bool { return s.rng.IntN(1000) < perMille }
-
-// run does the whole schedule, or up to the first violation.
-func (s *sim) run() {
-	shortest := int64(1) << 40
-	for _, b := range s.opt.buckets {
-		shortest = min(shortest, b.rule.Window*1000)
+func (s *sim) sweep(n *simNode) {
+	for i := range n.led.shards {
+		sh := &n.led.shards[i]
+		n.led.advance(sh, s.clock(n))
+		n.led.sweepShard(sh, 64)
+		n.led.sweepCells(sh)
+		if len(sh.cells) > cellsPerShard || sh.live > max(n.led.maxPerShard, len(s.buckets)) {
+			s.fail("I5: a shard of %s holds %d buckets and %d cells", n.id, sh.live, len(sh.cells))
+		}
 	}
-	hot := 0
-	for range s.opt.steps {
-		if s.failure != "" {
-			return
+}
+
+// advance lets time pass, and what runs by itself run.
+func (s *sim) advance(ms int64) {
+	s.now += ms
+	for _, n := range s.nodes {
+		if !n.up || n.paused {
+			continue
 		}
-		switch s.rng.IntN(12) {
-		case 0:
-			s.now += s.rng.Int64N(shortest/3 + 1)
-		case 1:
-			if s.rng.IntN(4) == 0 {
-				s.now += shortest - s.now%shortest - s.rng.Int64N(40) // just before an edge
-			}
-		default:
-			s.now += s.rng.Int64N(6)
+		if !n.stalled {
+			s.raise(n)
 		}
-		if s.rng.IntN(6) == 0 {
-			hot = s.rng.IntN(len(s.nodes))
+		if !n.late {
+			s.learn(n, len(s.log))
 		}
-		for _, n := range s.nodes {
-			if s.rng.IntN(100) >= s.opt.stall {
-				s.raise(n)
-			}
-			if n.applied < len(s.log) && s.rng.IntN(100) >= s.opt.lag {
-				n.applied += 1 + s.rng.IntN(len(s.log)-n.applied)
-				s.inform(n)
-			}
-		}
-		if s.rng.IntN(3) == 0 {
-			s.commitHorizon()
-		}
-		if s.chance(s.opt.rosters) {
-			s.commitRoster()
-			s.logf("roster %v from %d", s.log[len(s.log)-1].roster.Nodes, s.horizon)
-		}
-		if s.chance(s.opt.limits) {
-			b := &s.opt.buckets[s.rng.IntN(len(s.opt.buckets))]
-			b.rule.Limit = 1 + s.rng.Int64N(24)
-		}
-		n := s.nodes[s.rng.IntN(len(s.nodes))]
-		if s.opt.skew > 0 && s.chance(s.opt.clocks) {
-			s.step(n)
-		}
-		if s.chance(s.opt.crash) {
-			s.crash(n)
-		}
-		s.deliver()
-		for _, n := range s.nodes {
+	}
+	s.deliver()
+	for _, n := range s.nodes {
+		if n.up && !n.paused {
 			s.retry(n)
 		}
-		target := s.nodes[hot]
-		if s.rng.IntN(3) == 0 {
-			target = n
-		}
-		for range 1 + s.rng.IntN(4) {
-			s.request(target)
-		}
-		if s.rng.IntN(20) == 0 {
-			s.refund(target)
-		}
-		if s.rng.IntN(8) == 0 {
-			n.led.news(s.instant(n), 1<<20, func(p []byte) {
-				for _, peer := range n.led.audience() {
-					s.put(n, n.led.peers.at(peer).id, p)
-				}
-			})
-		}
-		if s.rng.IntN(10) == 0 {
-			for i := range n.led.shards {
-				n.led.advance(&n.led.shards[i], s.clock(n))
-				n.led.sweepShard(&n.led.shards[i], 64)
-				n.led.sweepCells(&n.led.shards[i])
-			}
-		}
 	}
 }
 
-// randomOptions makes the faults of one schedule from its seed.
-func randomOptions(seed uint64) simOptions {
-	rng := rand.New(rand.NewPCG(seed, 5))
-	pick := func(v ...int) int { return v[rng.IntN(len(v))] }
-	opt := simOptions{
-		nodes: 2 + rng.IntN(7), loss: pick(0, 0, 5, 30), repeat: pick(0, 10, 30), delay: int64(pick(1, 5, 50, 3000)),
-		skew: int64(pick(0, 50, 900, 10_000, 70_000)), steps: 60 + rng.IntN(180), crash: pick(0, 5, 20, 60), reboot: pick(0, 30, 100),
-		rosters: pick(0, 0, 5, 20), limits: pick(0, 0, 10), clocks: pick(0, 5, 30), lag: pick(0, 20, 90),
-		slots: pick(2, 8, 64, 64), crowd: rng.IntN(5) == 0, stall: pick(0, 0, 30),
-	}
-	if rng.IntN(2) == 0 {
-		opt.nodes = 2 + rng.IntN(2)
-	}
-	for i := range 1 + rng.IntN(3) {
-		b := simBucket{rule: Rule{Limit: int64(pick(1, 2, 3, 4, 6, 10, 20)), Window: int64(pick(1, 2, 10, 60, 60, 120)), Algorithm: Algorithm(1 + rng.IntN(2))}}
-		b.id = bucketID(&[16]byte{1}, "policy", b.rule, []byte{byte(i)})
-		if opt.crowd {
-			b.id[15] = 7
+// packetHeap is a binary heap, the earliest packet first.
+type packetHeap []simPacket
+
+func (h packetHeap) before(i, j int) bool {
+	return h[i].at < h[j].at || h[i].at == h[j].at && h[i].order < h[j].order
+}
+
+func (h *packetHeap) push(p simPacket) {
+	*h = append(*h, p)
+	for i := len(*h) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !h.before(i, up) {
+			break
 		}
-		opt.buckets = append(opt.buckets, b)
+		(*h)[i], (*h)[up] = (*h)[up], (*h)[i]
+		i = up
 	}
-	return opt
+}
+
+func (h *packetHeap) pop() simPacket {
+	first := (*h)[0]
+	last := len(*h) - 1
+	(*h)[0] = (*h)[last]
+	(*h)[last] = simPacket{}
+	*h = (*h)[:last]
+	for i := 0; ; {
+		least := i
+		for _, c := range []int{2*i + 1, 2*i + 2} {
+			if c < last && h.before(c, least) {
+				least = c
+			}
+		}
+		if least == i {
+			return first
+		}
+		(*h)[i], (*h)[least] = (*h)[least], (*h)[i]
+		i = least
+	}
 }

@@ -1,0 +1,156 @@
+package limiter
+
+import "slices"
+
+// end checks what holds of a cluster at rest: all members run and hear each other, their clocks agree, all have applied
+// the whole log. In a window that begins after all that, one bucket is used in full (I2), Remaining is what
+// the cluster has left (I4), and then refusals ask nobody (I3). Long afterwards everything is forgotten (I5).
+func (s *sim) end() {
+	s.calmDown()
+	room := s.opt.perShard == 0
+	b := s.rng.IntN(len(s.buckets))
+	rule := s.buckets[b].rule
+	if room && rule.Limit <= 1000 {
+		s.pour(b, rule)
+	}
+	if s.failure == "" {
+		s.forget()
+	}
+}
+
+func (s *sim) calmDown() {
+	clear(s.cut)
+	s.net, s.loss, s.repeat, s.delay = nil, 0, 0, 1
+	var longest int64
+	for i := range s.buckets {
+		longest = max(longest, s.buckets[i].rule.Window*1000)
+		s.earlier[i] = s.buckets[i].rule.Limit
+	}
+	for _, n := range s.nodes {
+		n.offset, n.late, n.stalled, n.buffer = 0, false, false, nil
+		s.resume(n)
+		if !n.up && slices.Contains(s.members, n.index) {
+			s.start(n, startKeep)
+		}
+	}
+	// Beyond every mark, horizon and clock reading there ever was: then no window that counts began before.
+	for _, n := range s.nodes {
+		s.now = max(s.now, n.mark, s.horizon)
+	}
+	s.now += 2*longest + 10_000
+	s.horizonAt(s.now + 8*longest + 100_000)
+	s.advance(0)
+	s.tick(30) // what waits gives up
+}
+
+// tick lets time pass in steps no longer than packets take.
+func (s *sim) tick(ms int) {
+	for range ms {
+		s.advance(1)
+	}
+}
+
+func (s *sim) pour(b int, rule Rule) {
+	w := rule.Window * 1000
+	begin := s.now - s.now%w + 3*w
+	s.advance(begin - s.now)
+	n := begin / w
+	members := func(i int) *simNode { return s.nodes[s.members[i%len(s.members)]] }
+	used := func() int64 { return s.at(b, n).used }
+	quiet := func() {
+		for _, i := range s.members {
+			s.news(s.nodes[i])
+		}
+		s.tick(4)
+	}
+	ask := func(i int) { s.attempt(members(i), s.one(b)) }
+	pattern := s.rng.IntN(4)
+	pick := func(i int) int {
+		switch pattern {
+		case 0:
+			return 0
+		case 1:
+			return i
+		case 2:
+			return s.victim // moves on at a refusal
+		}
+		return s.rng.IntN(len(s.members))
+	}
+	patience := min(w/3, 400)
+	looked := false
+	for i := 0; used() < rule.Limit && s.now-begin < patience && s.failure == ""; {
+		for range 1 + rule.Limit/50 {
+			before := s.admitted
+			ask(pick(i))
+			i++
+			if s.admitted == before {
+				s.victim++
+			}
+		}
+		s.advance(1)
+		if s.now%50 == 0 {
+			quiet()
+		}
+		if !looked && used() >= rule.Limit/2 {
+			looked = true
+			s.tick(25)
+			quiet()
+			for _, i := range s.members {
+				m := s.nodes[i]
+				c := s.one(b).charges[0]
+				if v := m.led.peek(s.instant(m), c); v.Remaining != rule.Limit-used() && v.Outcome == Admitted {
+					s.fail("I4: Remaining of bucket %d at %s is %d after the news, %d of %d are used", b, m.id, v.Remaining, used(), rule.Limit)
+				}
+			}
+		}
+	}
+	if got := used(); got*100 < rule.Limit*99 || rule.Limit <= 10 && got != rule.Limit {
+		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d used after %d ms", b, rule, len(s.members), pattern, got, s.now-begin)
+	}
+	if used() < rule.Limit || s.now-begin > w/2 {
+		return
+	}
+	// An ask that was never answered, in whatever window, is made good first: one for each pair of nodes at most.
+	waits := make([]int, len(s.members))
+	for range 2 * len(s.members) {
+		if s.now-begin > w-int64(2*len(s.members)+100) {
+			return // what slides out in the next window is worth waiting for
+		}
+		for i := range s.members {
+			m := members(i)
+			ask(i)
+			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(s.members), 2) {
+				s.fail("I3: refusals of bucket %d (%+v) at %s go on waiting though all know that everything is used", b, rule, m.id)
+			}
+			s.tick(2)
+		}
+		s.tick(25)
+	}
+}
+
+// forget lets all windows end long ago: then nothing is in memory and every record is free.
+func (s *sim) forget() {
+	var longest int64
+	for i := range s.buckets {
+		longest = max(longest, s.buckets[i].rule.Window*1000)
+	}
+	s.advance(3*longest + 10_000)
+	for _, n := range s.nodes {
+		if !n.up {
+			continue
+		}
+		s.news(n)
+		for range 3 {
+			s.sweep(n)
+		}
+		live, cells := 0, 0
+		for i := range n.led.shards {
+			live += n.led.shards[i].live
+			cells += len(n.led.shards[i].cells)
+		}
+		used, _ := n.led.records.inUse()
+		if live+cells+used > 0 {
+			s.fail("I5: long after all windows ended %s holds %d buckets, %d cells, %d records", n.id, live, cells, used)
+		}
+	}
+}
