@@ -268,9 +268,7 @@ type loginRequest struct {
 
 // errInvalidCredentials is one answer for every way in which a sign-in can fail.
 func errInvalidCredentials() *Problem {
-	p := problem(http.StatusUnauthorized, "invalid_credentials", "user name or password is wrong")
-	p.Challenge = challengeNone
-	return p
+	return problem(http.StatusUnauthorized, "invalid_credentials", "user name or password is wrong")
 }
 
 func handleLogin(c *call) error {

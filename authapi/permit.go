@@ -81,9 +81,7 @@ func roleAllows(role, scope string) bool {
 }
 
 func errNoCredential() *Problem {
-	p := problem(http.StatusUnauthorized, "authentication_required", "this needs a credential")
-	p.Challenge = challengeNone
-	return p
+	return problem(http.StatusUnauthorized, "authentication_required", "this needs a credential")
 }
 
 // errScope is the 403 for a credential without the scopes that are needed, joined by spaces.

@@ -20,21 +20,15 @@ type refreshRequest struct {
 }
 
 func errRefreshToken() *Problem {
-	p := problem(http.StatusUnauthorized, "invalid_refresh_token", "the refresh token is not valid")
-	p.Challenge = challengeNone
-	return p
+	return problem(http.StatusUnauthorized, "invalid_refresh_token", "the refresh token is not valid")
 }
 
 func errSessionEnded() *Problem {
-	p := problem(http.StatusUnauthorized, "session_ended", "the session has ended; sign in again")
-	p.Challenge = challengeNone
-	return p
+	return problem(http.StatusUnauthorized, "session_ended", "the session has ended; sign in again")
 }
 
 func errTokenReused() *Problem {
-	p := problem(http.StatusUnauthorized, "refresh_token_reused", "this refresh token was spent before; the session has ended")
-	p.Challenge = challengeNone
-	return p
+	return problem(http.StatusUnauthorized, "refresh_token_reused", "this refresh token was spent before; the session has ended")
 }
 
 // handleRefresh spends a refresh token for a new pair. What was not made by this cluster changes nothing; what was, and
