@@ -316,6 +316,7 @@ func handleLogin(c *call) error {
 		c.signInFailed(user)
 		return errInvalidCredentials()
 	}
+	attempt.refund() // whatever comes now is no guess
 	session, pair, err := c.newSession(user.ID, user.PersonalOrg)
 	if err != nil {
 		return err
@@ -332,7 +333,6 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	attempt.refund()
 	return c.writeJSON(http.StatusOK, pair)
 }
 

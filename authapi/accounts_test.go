@@ -369,6 +369,13 @@ func TestSignInGuard(t *testing.T) {
 	if a.header.Get("X-RateLimit-Limit") != "1000000" || a.header.Get("X-RateLimit-Remaining") == "0" {
 		t.Errorf("the guard shows in the headers: %v", a.header)
 	}
+	// Nor do sign-ins that the cluster could not take: an outage keeps nobody out after its end.
+	e.cluster.SetOnPropose(func(state.Command) (bool, error) { return false, authapi.ErrUnavailable })
+	for range 15 {
+		e.want(try(p.name, goodPassword, "192.0.2.2"), 503, "cluster_unavailable")
+	}
+	e.cluster.SetOnPropose(nil)
+	e.want(try(p.name, goodPassword, "192.0.2.2"), 200, "")
 	// An account that does not exist is guarded just so.
 	for range 10 {
 		e.want(try("nobody-here", "wrong-password-1", "192.0.2.7"), 401, "invalid_credentials")
