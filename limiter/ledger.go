@@ -41,6 +41,8 @@ type ledger struct {
 	unsafeUsedCharge bool // the charge is what was used, not the net
 	unsafeNoRecord   bool // records are not written
 	unsafeLateDebit  bool // a donor answers before its record says so
+	unsafeSum        bool // what cells say is added up, not merged by maximum
+	unsafeNoAdopt    bool // a bucket takes nothing over from its overflow cell
 }
 
 // ledgerConfig is what newLedger needs.

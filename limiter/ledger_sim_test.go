@@ -17,7 +17,7 @@ var (
 )
 
 // runSchedules runs count schedules and returns the failing one with the least seed among those that ran, nil for none.
-func runSchedules(count int, unsafely func(*ledger)) (failed *schedule, failure string, admitted int64) {
+func runSchedules(count int, unsafely func(*simOptions)) (failed *schedule, failure string, admitted int64) {
 	var next, total atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -33,7 +33,8 @@ func runSchedules(count int, unsafely func(*ledger)) (failed *schedule, failure 
 				}
 				p := randomSchedule(seed + *simFirst - 1)
 				if unsafely != nil {
-					p.opt.unsafely, p.opt.calm, p.opt.ending = unsafely, false, false // what is looked for is I1
+					unsafely(&p.opt)
+					p.opt.calm, p.opt.ending = false, false // what is looked for is I1
 				}
 				s := p.run(false)
 				total.Add(int64(s.admitted))
@@ -87,20 +88,27 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 	if raceEnabled || testing.Short() {
 		t.Skip("tests the simulator, not the ledger; slow with the race detector")
 	}
-	for name, off := range map[string]func(*ledger){
-		"signed charge":               func(l *ledger) { l.unsafeSigned = true },
-		"growth not charged":          func(l *ledger) { l.unsafeNoGrowth = true },
-		"one window only":             func(l *ledger) { l.unsafeOneWindow = true },
-		"windows before the start":    func(l *ledger) { l.unsafeForget = true },
-		"cells of any incarnation":    func(l *ledger) { l.unsafeAnyInc = true },
-		"answer before the debit":     func(l *ledger) { l.unsafeLateDebit = true },
-		"newest roster, no horizon":   func(l *ledger) { l.unsafeNewest = true },
-		"charge of what was used":     func(l *ledger) { l.unsafeUsedCharge = true },
-		"no record of what was spent": func(l *ledger) { l.unsafeNoRecord = true },
+	off := func(unsafely func(*ledger)) func(*simOptions) {
+		return func(o *simOptions) { o.unsafely = unsafely }
+	}
+	for name, change := range map[string]func(*simOptions){
+		"signed charge":               off(func(l *ledger) { l.unsafeSigned = true }),
+		"growth not charged":          off(func(l *ledger) { l.unsafeNoGrowth = true }),
+		"one window only":             off(func(l *ledger) { l.unsafeOneWindow = true }),
+		"windows before the start":    off(func(l *ledger) { l.unsafeForget = true }),
+		"cells of any incarnation":    off(func(l *ledger) { l.unsafeAnyInc = true }),
+		"cells added up":              off(func(l *ledger) { l.unsafeSum = true }),
+		"answer before the debit":     off(func(l *ledger) { l.unsafeLateDebit = true }),
+		"newest roster, no horizon":   off(func(l *ledger) { l.unsafeNewest = true }),
+		"charge of what was used":     off(func(l *ledger) { l.unsafeUsedCharge = true }),
+		"no record of what was spent": off(func(l *ledger) { l.unsafeNoRecord = true }),
+		"overflow not taken over":     off(func(l *ledger) { l.unsafeNoAdopt = true }),
+		"records of another boot":     func(o *simOptions) { o.anyBoot = true },
+		"mark not ahead of its use":   func(o *simOptions) { o.lateMark = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p, failure, _ := runSchedules(30_000, off)
+			p, failure, _ := runSchedules(30_000, change)
 			if p == nil || kind(failure) != "I1" {
 				t.Fatalf("no schedule misses it: %s", failure)
 			}

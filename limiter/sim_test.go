@@ -25,6 +25,8 @@ type simOptions struct {
 	calm     bool  // nothing happens that could make Remaining rise
 	ending   bool  // check at the end what holds of a cluster at rest
 	unsafely func(l *ledger)
+	anyBoot  bool // records of another boot are believed
+	lateMark bool // the persisted mark is where the clock is, not ahead of it
 }
 
 type simBucket struct {
@@ -58,6 +60,7 @@ type simNode struct {
 	offset  int64 // of its clock
 	mark    int64 // persisted
 	words   []uint64
+	synced  []uint64 // words as they were last on disk
 	slots   int
 	applied int
 	up      bool
@@ -171,7 +174,8 @@ const (
 func (s *sim) start(n *simNode, how int) {
 	n.inc++
 	if how == startReboot {
-		n.boot++
+		n.boot += btoi(!s.opt.anyBoot)
+		s.tear(n)
 	}
 	if how == startGone {
 		n.words = nil
@@ -198,6 +202,7 @@ func (s *sim) start(n *simNode, how int) {
 		}
 	}
 	n.words = c.records.words
+	n.synced = slices.Clone(n.words)
 	n.led = newLedger(c)
 	if s.opt.perShard > 0 {
 		n.led.maxPerShard = s.opt.perShard
@@ -212,9 +217,25 @@ func (s *sim) start(n *simNode, how int) {
 	}
 }
 
+// tear leaves of the records what the disk has: of each page what was there at the last start, or what is there now.
+func (s *sim) tear(n *simNode) {
+	if len(n.synced) != len(n.words) {
+		return
+	}
+	for at := headerWords; at < len(n.words); at += slotWords {
+		if s.rng.IntN(2) == 0 {
+			copy(n.words[at:at+slotWords], n.synced[at:])
+		}
+	}
+}
+
 func (s *sim) raise(n *simNode) {
-	n.mark = max(n.mark, s.clock(n)+5000)
-	n.led.mark.Store(n.mark)
+	mark := max(n.led.markMillis(), s.clock(n)+5000)
+	n.led.mark.Store(mark)
+	n.mark = mark
+	if s.opt.lateMark {
+		n.mark = s.clock(n)
+	}
 }
 
 func (s *sim) clock(n *simNode) int64 { return s.now + n.offset }

@@ -98,7 +98,7 @@ func (l *ledger) obtain(sh *shard, id *BucketID, rule Rule, remote bool) *bucket
 // adopt charges a bucket with all that its overflow cell has counted, its own units among them, in windows that it has no
 // counters of its own for.
 func (l *ledger) adopt(sh *shard, b *bucket) {
-	if len(sh.cells) == 0 {
+	if len(sh.cells) == 0 || l.unsafeNoAdopt {
 		return
 	}
 	id := overflowID(&b.id, b.span, b.alg)

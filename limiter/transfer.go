@@ -365,6 +365,9 @@ func (l *ledger) credit(sh *shard, b *bucket, from uint16, inc uint64, m *answer
 		win.cells = append(win.cells, cell{peer: from, inc: inc})
 		c = &win.cells[len(win.cells)-1]
 	}
+	if l.unsafeSum {
+		c.value = 0
+	}
 	if m.cell <= c.value {
 		return
 	}
