@@ -23,7 +23,11 @@ func (a *apiCluster) Propose(ctx context.Context, requestID [16]byte, cmd state.
 		c.Secrets.ClusterID = n.clusterID()
 		cmd = c
 	}
-	return n.proposer.propose(ctx, requestID, cmd)
+	result, err := n.proposer.propose(ctx, requestID, cmd)
+	if err == nil && narrows(cmd, result) {
+		n.spread(ctx, result.Index)
+	}
+	return result, err
 }
 
 // CatchUp implements authapi.Cluster.

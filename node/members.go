@@ -260,6 +260,10 @@ func (p *peerCalls) serveForward(ctx context.Context, caller string, envelope []
 	return p.proposer.serve(ctx, envelope)
 }
 
+func (p *peerCalls) serveApplied(ctx context.Context, index uint64) error {
+	return p.fsm.WaitApplied(ctx, index)
+}
+
 func (p *peerCalls) serveBarrier(ctx context.Context, caller string, patience time.Duration) (uint64, error) {
 	k := p.consensus.Load()
 	if k == nil || !k.leads() {

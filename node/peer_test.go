@@ -275,6 +275,8 @@ func (f *fakeService) heard(a nodeAddr) {
 func (f *fakeService) serveForward(_ context.Context, caller string, envelope []byte) (state.Result, error) {
 	return f.forward(caller, envelope)
 }
+func (f *fakeService) serveApplied(context.Context, uint64) error { return nil }
+
 func (f *fakeService) serveBarrier(context.Context, string, time.Duration) (uint64, error) {
 	return 42, nil
 }

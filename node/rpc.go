@@ -22,6 +22,7 @@ const (
 	pathBarrier = "/v1/barrier"
 	pathHello   = "/v1/hello"
 	pathJoin    = "/v1/join"
+	pathApplied = "/v1/applied"
 )
 
 // Headers of the calls between nodes.
@@ -30,6 +31,7 @@ const (
 	headerLeader    = "Sluice-Leader"
 	headerClusterID = "Sluice-Cluster"
 	headerPatience  = "Sluice-Patience-Ms"
+	headerIndex     = "Sluice-Index"
 	headerPeer      = "Sluice-Peer-Address" // where the caller is to be reached
 	headerGossip    = "Sluice-Gossip-Address"
 )
@@ -113,6 +115,8 @@ type peerService interface {
 	serveForward(ctx context.Context, caller string, envelope []byte) (state.Result, error)
 	serveBarrier(ctx context.Context, caller string, patience time.Duration) (uint64, error)
 	serveJoin(ctx context.Context, caller string, req joinRequest) (joinReply, error)
+	// serveApplied returns once this node has applied the entry at index.
+	serveApplied(ctx context.Context, index uint64) error
 }
 
 var rpcDecoding = func() cbor.DecMode {
@@ -138,6 +142,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("POST "+pathForward, s.forward)
 	mux.HandleFunc("POST "+pathBarrier, s.barrier)
 	mux.HandleFunc("POST "+pathJoin, s.join)
+	mux.HandleFunc("GET "+pathApplied, s.applied)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{
@@ -226,6 +231,19 @@ func (s *rpcServer) barrier(w http.ResponseWriter, r *http.Request) {
 	}
 	index, err := s.service.serveBarrier(r.Context(), s.caller(r), time.Duration(ms)*time.Millisecond)
 	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.answer(w, index)
+}
+
+func (s *rpcServer) applied(w http.ResponseWriter, r *http.Request) {
+	index, err := strconv.ParseUint(r.Header.Get(headerIndex), 10, 64)
+	if err != nil {
+		s.fail(w, &refusedError{reason: "malformed index"})
+		return
+	}
+	if err := s.service.serveApplied(r.Context(), index); err != nil {
 		s.fail(w, err)
 		return
 	}
@@ -391,6 +409,12 @@ func (c *rpcClient) join(ctx context.Context, target string, req joinRequest) (j
 		return reply, fmt.Errorf("call peer: %w", err)
 	}
 	return reply, nil
+}
+
+// applied returns once the peer has applied the entry at index.
+func (c *rpcClient) applied(ctx context.Context, target string, index uint64) error {
+	_, err := c.call(ctx, target, http.MethodGet, pathApplied, nil, 16, headerIndex, strconv.FormatUint(index, 10))
+	return err
 }
 
 // close drops the idle connections; calls in flight end with their contexts.
