@@ -31,6 +31,7 @@ trusted_proxies = ["` + hubAddress + `"]
 initial_members = ["10.77.0.1:7100", "10.77.0.2:7100", "10.77.0.3:7100"]
 [http]
 listen = "%[3]s:8080"
+read_timeout = "15s"
 drain_delay = "0s"
 drain_timeout = "1s"
 [peer]
