@@ -39,8 +39,12 @@ func (n *Node) spread(ctx context.Context, index uint64) {
 		if m.ID == n.data.NodeID {
 			continue
 		}
-		// Whoever does not answer is not waited for: nothing can be done about it here.
-		wg.Go(func() { n.rpc.applied(ctx, m.ID, index) })
+		wg.Go(func() {
+			if err := n.rpc.applied(ctx, m.ID, index); err != nil {
+				// Nothing can be done about it here: the member refuses by itself once its state is too old.
+				n.log.Debug("revocation not confirmed by a member", "peer", m.ID, "error", err)
+			}
+		})
 	}
 	wg.Wait()
 }
