@@ -181,8 +181,8 @@ func (c *cluster) logs() string {
 	var b strings.Builder
 	for node := 1; node <= nodes; node++ {
 		data, _ := os.ReadFile(c.path(node, "log"))
-		if len(data) > 64<<10 {
-			data = data[len(data)-64<<10:]
+		if len(data) > 256<<10 {
+			data = data[len(data)-256<<10:]
 		}
 		fmt.Fprintf(&b, "--- node%d\n%s", node, data)
 	}
