@@ -438,12 +438,20 @@ func (g *planner) faults() {
 	}
 	if r.skew > 0 && g.chance(r.clocks) {
 		g.add(step{op: opClock, node: node, a: g.offset()})
+		if r.replays > 0 && g.rng.IntN(2) == 0 { // what it was lent once, and may have forgotten, comes again
+			g.add(step{op: opReplay, a: 16})
+			g.add(step{op: opAdvance, a: 10})
+			g.add(step{op: opTake, node: node, other: someBucket, a: 4})
+		}
 	}
 	if g.chance(r.crash) {
 		g.crash(node)
 	}
 	if g.chance(r.stalls) {
 		g.add(step{op: opStall, node: node, a: int64(g.pick(0, 1))})
+		if g.rng.IntN(2) == 0 { // until the clock comes near the mark
+			g.add(step{op: opAdvance, a: 3500 + g.rng.Int64N(2000)})
+		}
 	}
 	if g.chance(r.pauses) {
 		g.add(step{op: opPause, node: node})

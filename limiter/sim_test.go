@@ -330,7 +330,12 @@ func btoi(b bool) int {
 
 // deliver hands over what is due.
 func (s *sim) deliver() {
-	for len(s.net) > 0 && s.net[0].at <= s.now {
+	for left := 300_000; len(s.net) > 0 && s.net[0].at <= s.now; left-- {
+		if left == 0 {
+			s.fail("livelock: packets beget packets without end")
+			s.net = nil
+			return
+		}
 		s.hand(s.net.pop())
 	}
 }
