@@ -12,16 +12,18 @@ import (
 	"sluice/limiter"
 )
 
-// adminServer is the operators' listener: liveness, readiness with every check, metrics. It has no authentication and
-// tells no secret; it listens on loopback unless configured otherwise.
+// adminServer is the operators' listener: liveness, readiness with every check, metrics, and the admin API under /v1/.
+// The former have no authentication and tell no secret; the API is for this machine, or for who holds the token. It
+// listens on loopback unless configured otherwise.
 type adminServer struct {
-	node *Node
-	set  *metrics.Set
-	http *http.Server
+	node  *Node
+	set   *metrics.Set
+	http  *http.Server
+	token adminToken
 }
 
-func newAdminServer(n *Node) *adminServer {
-	a := &adminServer{node: n, set: metrics.NewSet()}
+func newAdminServer(n *Node, token adminToken) *adminServer {
+	a := &adminServer{node: n, set: metrics.NewSet(), token: token}
 	a.register()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
@@ -31,6 +33,7 @@ func newAdminServer(n *Node) *adminServer {
 		a.set.WritePrometheus(w)
 		metrics.WriteProcessMetrics(w)
 	})
+	a.api(mux)
 	a.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,

@@ -65,9 +65,12 @@ type GossipConfig struct {
 	Advertise string `toml:"advertise"`
 }
 
-// AdminConfig is the operators' listener: /metrics, /livez, /readyz.
+// AdminConfig is the operators' listener: /metrics, /livez, /readyz, and the admin API. Calls of the API from elsewhere
+// than this machine need the token; without one there are none.
 type AdminConfig struct {
-	Listen string `toml:"listen"` // "": off
+	Listen    string `toml:"listen"` // "": off
+	TokenFile string `toml:"token_file"`
+	Token     Secret `toml:"token"`
 }
 
 // SecretsConfig says where the two secrets come from; a file or the value itself (by environment), never both.

@@ -276,6 +276,7 @@ func (c *Config) resolve(path string) error {
 	}
 	for key, field := range map[string]*string{
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
+		"admin.token_file": &c.Admin.TokenFile,
 	} {
 		if *field == "" || filepath.IsAbs(*field) {
 			continue
@@ -404,6 +405,7 @@ func (c *Config) override(environ []string) []Mistake {
 	}{
 		{"secrets.cluster", "secrets.cluster_file", &c.Secrets.Cluster, &c.Secrets.ClusterFile},
 		{"secrets.key", "secrets.key_file", &c.Secrets.Key, &c.Secrets.KeyFile},
+		{"admin.token", "admin.token_file", &c.Admin.Token, &c.Admin.TokenFile},
 	} {
 		value, file := c.origins.places[pair.value], c.origins.places[pair.file]
 		if value.environment && !file.environment {

@@ -12,7 +12,7 @@ import (
 // set as values.
 func (c Config) Show(w io.Writer) error {
 	// go-toml writes a text type as its bytes, whatever its MarshalText says.
-	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.OAuth.Google.ClientSecret, &c.OAuth.GitHub.ClientSecret} {
+	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.Admin.Token, &c.OAuth.Google.ClientSecret, &c.OAuth.GitHub.ClientSecret} {
 		*secret = Secret(secret.String())
 	}
 	encoder := toml.NewEncoder(w)

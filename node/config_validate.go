@@ -282,6 +282,11 @@ func (v *validator) secrets() {
 	}
 	cluster := read("secrets.cluster", s.Cluster, s.ClusterFile)
 	key := read("secrets.key", s.Key, s.KeyFile)
+	if a := v.c.Admin; a.Token != "" || a.TokenFile != "" {
+		if token := read("admin.token", a.Token, a.TokenFile); token != nil && (string(token) == string(cluster) || string(token) == string(key)) {
+			v.fail("admin.token_file", "is the same secret as one of [secrets]: it is sent over the network, and those never are")
+		}
+	}
 	if cluster != nil && string(cluster) == string(key) {
 		v.fail("secrets.key_file", "is the same secret as the cluster's: a stolen disk image would then be enough to join the cluster")
 	}

@@ -220,6 +220,7 @@ func (p *peerCalls) hello() helloReply {
 		NodeID: n.data.NodeID, Name: n.cfg.Name, Version: n.opts.version,
 		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
+		Problems: n.problems(),
 	}
 	if k := n.consensus.Load(); k != nil {
 		if servers, err := k.servers(); err == nil {

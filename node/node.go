@@ -232,7 +232,11 @@ func (n *Node) listen() error {
 				return fmt.Errorf("listen for operators: %w", err)
 			}
 		}
-		n.admin = newAdminServer(n)
+		token, err := newAdminToken(n.cfg.Admin)
+		if err != nil {
+			return err
+		}
+		n.admin = newAdminServer(n, token)
 		n.wg.Go(func() { n.admin.http.Serve(n.opts.admin) })
 	}
 	if n.opts.http == nil {

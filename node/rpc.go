@@ -69,6 +69,8 @@ type helloReply struct {
 	Servers []member `cbor:"10,keyasint"`
 	Applied uint64   `cbor:"11,keyasint"`
 	Now     int64    `cbor:"12,keyasint"` // its clock, Unix nanoseconds
+	// Problems say, for people, what keeps it from being ready.
+	Problems []string `cbor:"13,keyasint"`
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.

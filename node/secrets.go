@@ -55,20 +55,32 @@ func secretMaterial(name, text string) ([]byte, error) {
 
 // readSecret takes a secret from the value itself or from a file, never from both.
 func readSecret(name string, value Secret, file string) ([]byte, error) {
+	text, err := readSecretText(name, value, file)
+	if err != nil {
+		return nil, err
+	}
+	return secretMaterial(name, text)
+}
+
+// readSecretText is readSecret without the derivation: the checked text, which a token is presented as.
+func readSecretText(name string, value Secret, file string) (string, error) {
+	text := string(value)
 	switch {
 	case value != "" && file != "":
-		return nil, fmt.Errorf("%s and %s_file are both set", name, name)
-	case value != "":
-		return secretMaterial(name, string(value))
+		return "", fmt.Errorf("%s and %s_file are both set", name, name)
 	case file != "":
-		text, err := os.ReadFile(file)
+		data, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("read %s_file: %w", name, err)
+			return "", fmt.Errorf("read %s_file: %w", name, err)
 		}
-		return secretMaterial(name+"_file", string(text))
-	default:
-		return nil, fmt.Errorf("neither %s nor %s_file is set", name, name)
+		text, name = string(data), name+"_file"
+	case value == "":
+		return "", fmt.Errorf("neither %s nor %s_file is set", name, name)
 	}
+	if _, err := secretMaterial(name, text); err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(text), nil
 }
 
 // clusterKeys are the keys derived from the cluster secret. Who holds the secret is a peer.

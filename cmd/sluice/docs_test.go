@@ -22,14 +22,18 @@ func TestErrorsDocument_HasEveryCode(t *testing.T) {
 	}
 	inSources := map[string]bool{"cluster_unavailable": true, "overloaded": true}
 	patterns := []*regexp.Regexp{
-		regexp.MustCompile(`problem\(http\.Status\w+,\s*"([a-z_]+)"`),
+		regexp.MustCompile(`[pP]roblem\(http\.Status\w+,\s*"([a-z_]+)"`),
 		regexp.MustCompile(`\n\tCode[A-Z]\w+\s*=\s*"([a-z_]+)"`),
 	}
 	files, err := filepath.Glob("../../authapi/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range append(files, "../../raftfsm/state/result.go") {
+	admin, err := filepath.Glob("../../node/admin*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(append(files, admin...), "../../raftfsm/state/result.go") {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
 		}

@@ -42,6 +42,7 @@ type commandLine struct {
 	Dev     devCommand     `cmd:"" help:"Run a cluster on this machine, one process a node."`
 	Node    nodeCommand    `cmd:"" help:"Run one node in the foreground."`
 	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
+	Cluster clusterCommand `cmd:"" help:"Look after a running cluster."`
 	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
 	Secret  secretCommand  `cmd:"" help:"Make secrets."`
 	Version versionCommand `cmd:"" help:"Print the version."`

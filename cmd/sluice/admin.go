@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"sluice/node"
+)
+
+// maxAdminAnswer bounds what is read of an answer.
+const maxAdminAnswer = 64 << 20
+
+// adminFlags are those of every command that calls a node's admin listener. Commands embed them.
+type adminFlags struct {
+	Admin   string        `placeholder:"ADDR" help:"Admin listener of a node, host:port; 127.0.0.1:7102, unless given."`
+	Config  string        `placeholder:"FILE" help:"A node's configuration, to take the address and the token from."`
+	Output  string        `enum:"text,json" default:"text" help:"text or json."`
+	Timeout time.Duration `placeholder:"DURATION" help:"Of the whole command (100ms to 1h)."`
+}
+
+// adminClient calls one node's admin API.
+type adminClient struct {
+	http  *http.Client
+	base  string // without a slash at its end
+	token string
+}
+
+// client finds out whom to call. The token, where one is needed, comes from the file, or from SLUICE_ADMIN__TOKEN.
+func (f *adminFlags) client(env environment) (*adminClient, error) {
+	if f.Admin != "" && f.Config != "" {
+		return nil, usagef("--admin and --config both say whom to call")
+	}
+	var cfg node.Config
+	var err error
+	if f.Config != "" {
+		if cfg, err = loadConfig(f.Config, env); err != nil {
+			return nil, err
+		}
+		if cfg.Admin.Listen == "" {
+			return nil, usagef("%s: admin.listen is empty: this node has no admin listener", f.Config)
+		}
+	} else if cfg, err = node.DefaultsWith(env.variables); err != nil {
+		return nil, err
+	}
+	address := cfg.Admin.Listen
+	if f.Admin != "" {
+		address = f.Admin
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || port == "" || port == "0" {
+		return nil, usagef("--admin: want host:port, not %q", address)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1" // it listens on every address of this machine
+	}
+	token, err := cfg.Admin.BearerToken()
+	if err != nil {
+		return nil, usagef("%v", err)
+	}
+	return &adminClient{
+		// A proxy of the environment's must not see the token, and would make the caller a stranger.
+		http:  &http.Client{Transport: &http.Transport{Proxy: nil}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		base:  "http://" + net.JoinHostPort(host, port),
+		token: token,
+	}, nil
+}
+
+// context ends at a signal or after the command's time, which is usual unless --timeout says otherwise.
+func (f *adminFlags) context(ctx context.Context, usual time.Duration) (context.Context, context.CancelFunc, error) {
+	if f.Timeout == 0 {
+		f.Timeout = usual
+	}
+	if f.Timeout < 100*time.Millisecond || f.Timeout > time.Hour {
+		return nil, nil, usagef("--timeout: want 100ms to 1h, not %v", f.Timeout)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithTimeoutCause(ctx, f.Timeout, fmt.Errorf("no answer within %v", f.Timeout))
+	return ctx, func() { cancel(); stop() }, nil
+}
+
+// print writes out as JSON, or as text does.
+func (f *adminFlags) print(env environment, out any, text func(w io.Writer) error) error {
+	if f.Output != "json" {
+		return text(env.stdout)
+	}
+	encoder := json.NewEncoder(env.stdout)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(out)
+}
+
+// get reads path into out.
+func (c *adminClient) get(ctx context.Context, path string, query url.Values, out any) error {
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	return c.call(ctx, http.MethodGet, path, nil, out)
+}
+
+// post sends in as JSON and reads the answer into out.
+func (c *adminClient) post(ctx context.Context, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode the call: %w", err)
+	}
+	return c.call(ctx, http.MethodPost, path, body, out)
+}
+
+// call is one exchange. What the node refuses is a *node.AdminProblem; wrong input among it is wrong usage.
+func (c *adminClient) call(ctx context.Context, method, path string, body []byte, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("call %s: %w", c.base, err)
+	}
+	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("call %s: %w", c.base, err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminAnswer+1))
+	if err == nil && len(text) > maxAdminAnswer {
+		err = errors.New("the answer is too large")
+	}
+	if err != nil {
+		return fmt.Errorf("call %s: %w", c.base, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		if err := json.Unmarshal(text, out); err != nil {
+			return fmt.Errorf("call %s: not an answer of a node: %w", c.base, err)
+		}
+		return nil
+	}
+	problem := new(node.AdminProblem)
+	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") || json.Unmarshal(text, problem) != nil {
+		return fmt.Errorf("call %s: answered %s: not an admin listener?", c.base, resp.Status)
+	}
+	if problem.Status == http.StatusBadRequest || problem.Status == http.StatusUnprocessableEntity {
+		return &usageError{problem.Error()}
+	}
+	return problem
+}

@@ -1,0 +1,226 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"sluice/raftfsm/state"
+)
+
+const (
+	// maxAdminBody bounds the body of a call; the largest sensible one is some hundred bytes.
+	maxAdminBody = 64 << 10
+	// adminChangeTimeout bounds a call that changes something: a node that leaves drains first.
+	adminChangeTimeout = 10 * time.Minute
+)
+
+// AdminProblem is an error of the admin API: application/problem+json (RFC 9457), as on the public listener.
+type AdminProblem struct {
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitempty"`
+	Code   string `json:"code"` // one of docs/errors.md
+}
+
+// Error is for logs.
+func (p *AdminProblem) Error() string { return p.Code + ": " + p.Detail }
+
+func adminProblem(status int, code, detail string) *AdminProblem {
+	return &AdminProblem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}
+}
+
+// adminProblemOf is the one table from errors to answers. listed is false where err belongs in the log.
+func adminProblemOf(err error) (p *AdminProblem, listed bool) {
+	var own *AdminProblem
+	var refused *refusedError
+	var refusal *state.Refusal
+	switch {
+	case errors.As(err, &own):
+		return own, true
+	case errors.As(err, &refused):
+		return adminProblem(http.StatusConflict, "conflict", refused.reason), true
+	case errors.As(err, &refusal) && refusal.Code != state.CodeInvalid:
+		return adminProblem(http.StatusConflict, "conflict", "the cluster refused it: "+refusal.Code), true
+	case errors.Is(err, errNotLeader), errors.Is(err, errUnavailable), errors.Is(err, errNotSent), errors.Is(err, errNoAddress):
+		return adminProblem(http.StatusServiceUnavailable, "cluster_unavailable", "nothing was changed: "+rootCause(err).Error()), true
+	case errors.Is(err, errUnknown), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return adminProblem(http.StatusServiceUnavailable, "cluster_unavailable", "the outcome is unknown; look before you repeat the call: "+rootCause(err).Error()), true
+	}
+	return adminProblem(http.StatusInternalServerError, "internal_error", "the node's log says more"), false
+}
+
+// adminToken is the digest of the token that admits from elsewhere than this machine.
+type adminToken struct {
+	set    bool
+	digest [sha256.Size]byte
+}
+
+// BearerToken is the token as callers present it, "" where none is configured. It reads the file that the configuration
+// names.
+func (c AdminConfig) BearerToken() (string, error) {
+	if c.Token == "" && c.TokenFile == "" {
+		return "", nil
+	}
+	return readSecretText("admin.token", c.Token, c.TokenFile)
+}
+
+func newAdminToken(c AdminConfig) (adminToken, error) {
+	token, err := c.BearerToken()
+	if err != nil || token == "" {
+		return adminToken{}, err
+	}
+	return adminToken{set: true, digest: sha256.Sum256([]byte(token))}, nil
+}
+
+// is compares in a time that does not depend on where the two differ.
+func (t adminToken) is(presented string) bool {
+	digest := sha256.Sum256([]byte(presented))
+	return t.set && subtle.ConstantTimeCompare(digest[:], t.digest[:]) == 1
+}
+
+// mayCall decides who may call the admin API: whoever holds the token, and without one a peer on this machine that
+// is neither a proxy for somebody else nor a browser under a foreign name (DNS rebinding).
+func (t adminToken) mayCall(r *http.Request) *AdminProblem {
+	if text := r.Header.Get("Authorization"); text != "" {
+		scheme, token, _ := strings.Cut(text, " ")
+		if strings.EqualFold(scheme, "Bearer") && t.is(strings.TrimSpace(token)) {
+			return nil
+		}
+		return adminProblem(http.StatusUnauthorized, "invalid_credential", "this is not the admin token")
+	}
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	forwarded := r.Header.Get("Forwarded") != "" || r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Origin") != ""
+	if err == nil && peer.Addr().Unmap().IsLoopback() && !forwarded && plainHost(r.Host) {
+		return nil
+	}
+	if !t.set {
+		return adminProblem(http.StatusForbidden, "forbidden", "calls from elsewhere than this machine need admin.token or admin.token_file, and neither is set")
+	}
+	return adminProblem(http.StatusUnauthorized, "authentication_required", "calls from elsewhere than this machine need the admin token")
+}
+
+// plainHost reports whether a Host header names an address or this machine, which no web site can be called.
+func plainHost(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "localhost"
+}
+
+// api adds the calls under /v1/ to the listener.
+func (a *adminServer) api(mux *http.ServeMux) {
+	mux.Handle("GET /v1/cluster", a.read(a.cluster))
+	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
+		if p := a.token.mayCall(r); p != nil {
+			a.refuse(w, p)
+			return
+		}
+		a.refuse(w, adminProblem(http.StatusNotFound, "not_found", "there is no "+r.Method+" of this path"))
+	})
+}
+
+// read is a call that changes nothing. What fn returns is the answer's JSON.
+func (a *adminServer) read(fn func(r *http.Request) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := a.token.mayCall(r); p != nil {
+			a.refuse(w, p)
+			return
+		}
+		answer, err := fn(r)
+		a.answer(w, r, answer, err)
+	})
+}
+
+// adminChange is a call that changes something. Its body is one JSON object of type T and nothing else: a page in a
+// browser cannot send such a body elsewhere without asking first, and nobody answers that question here.
+func adminChange[T any](a *adminServer, fn func(ctx context.Context, in T) (any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := a.token.mayCall(r); p != nil {
+			a.refuse(w, p)
+			return
+		}
+		kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+		if err != nil || kind != "application/json" {
+			a.refuse(w, adminProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/json"))
+			return
+		}
+		var in T
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
+		decoder.DisallowUnknownFields()
+		err = decoder.Decode(&in)
+		var tooLarge *http.MaxBytesError
+		switch {
+		case errors.As(err, &tooLarge):
+			a.refuse(w, adminProblem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than 64 KiB"))
+			return
+		case err != nil:
+			a.refuse(w, adminProblem(http.StatusBadRequest, "invalid_json", strings.TrimPrefix(err.Error(), "json: ")))
+			return
+		}
+		if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+			a.refuse(w, adminProblem(http.StatusBadRequest, "invalid_json", "the body holds more than one JSON object"))
+			return
+		}
+		// The listener's own time-outs are for reads.
+		control := http.NewResponseController(w)
+		if err := errors.Join(control.SetReadDeadline(time.Time{}), control.SetWriteDeadline(time.Now().Add(adminChangeTimeout+10*time.Second))); err != nil {
+			a.answer(w, r, nil, err)
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), adminChangeTimeout)
+		defer cancel()
+		answer, err := fn(ctx, in)
+		a.answer(w, r, answer, err)
+	})
+}
+
+func (a *adminServer) answer(w http.ResponseWriter, r *http.Request, v any, err error) {
+	var text []byte
+	if err == nil {
+		text, err = json.MarshalIndent(v, "", "  ")
+	}
+	if err != nil {
+		p, listed := adminProblemOf(err)
+		if !listed {
+			a.node.log.Error("admin call failed", "component", "admin", "method", r.Method, "path", r.URL.Path, "error", err)
+		}
+		a.refuse(w, p)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.Write(append(text, '\n'))
+}
+
+func (a *adminServer) refuse(w http.ResponseWriter, p *AdminProblem) {
+	text, err := json.Marshal(p)
+	if err != nil {
+		text = []byte(`{"type":"about:blank","title":"Internal Server Error","status":500,"code":"internal_error"}`)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/problem+json")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	switch p.Status {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", `Bearer realm="sluice admin"`)
+	case http.StatusServiceUnavailable:
+		h.Set("Retry-After", "1")
+	}
+	w.WriteHeader(p.Status)
+	w.Write(append(text, '\n'))
+}
