@@ -70,6 +70,8 @@ type tokensBody struct {
 	ExpiresAt        string `json:"expires_at"`
 	RefreshToken     string `json:"refresh_token"`
 	RefreshExpiresAt string `json:"refresh_expires_at"`
+
+	expires, refreshExpires int64 // the same, Unix milliseconds
 }
 
 type registerRequest struct {
@@ -249,6 +251,7 @@ func (c *call) newSession(userID, organizationID string) (state.Session, *tokens
 func newTokensBody(token string, expires int64, refresh string, refreshExpires int64) *tokensBody {
 	return &tokensBody{
 		Token: token, TokenType: "Bearer", ExpiresAt: formatTime(expires), RefreshToken: refresh, RefreshExpiresAt: formatTime(refreshExpires),
+		expires: expires, refreshExpires: refreshExpires,
 	}
 }
 
@@ -274,6 +277,10 @@ func errInvalidCredentials() *Problem {
 func handleLogin(c *call) error {
 	s := c.srv
 	var req loginRequest
+	cookies, err := c.wantsCookies()
+	if err != nil {
+		return err
+	}
 	if err := c.decode(&req); err != nil {
 		return err
 	}
@@ -333,7 +340,7 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.writeJSON(http.StatusOK, pair)
+	return c.writePair(pair, session.ID, cookies)
 }
 
 // signInUser finds the account that may sign in under a name or an address, nil for none.

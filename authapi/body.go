@@ -73,7 +73,8 @@ func (c *call) decodeBytes(b []byte, v any) error {
 	if rawCount(h.RawHeaders(), "content-type") > 1 {
 		return duplicateHeader("Content-Type")
 	}
-	// Nothing here is authorised by a cookie, so a body of no stated type cannot be a form that a browser was made to send.
+	// A body of no stated type cannot be a form that a browser was made to send: what a cookie authorises needs a header
+	// that no form can set (checkCSRF).
 	if t := h.ContentType(); len(t) > 0 && !isJSON(t) {
 		return problem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/json")
 	}

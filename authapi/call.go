@@ -59,6 +59,10 @@ type call struct {
 	charge  [1]limiter.Charge
 	verdict [1]limiter.Verdict
 	charged bool
+	// byCookie: the credential came in a cookie, which the browser sends by itself.
+	byCookie bool
+	// proxied: the answer is an upstream's.
+	proxied bool
 	// closeAfter ends the connection with this response.
 	closeAfter bool
 	raw        [maxParams][]byte

@@ -24,6 +24,7 @@ type Config struct {
 	// TrustedProxies may describe the client in X-Forwarded-*. Empty: nobody.
 	TrustedProxies []netip.Prefix
 
+	CORS   CORSConfig
 	Auth   AuthConfig
 	Limit  LimitConfig
 	Routes []Route
@@ -44,6 +45,7 @@ type AuthConfig struct {
 	ServeStale        bool          // auth.on_stale = "serve"
 	SigningAlgorithm  string        // "HS256" (default), "EdDSA", "ES256"
 	SigningRotation   time.Duration // how often the signing key is replaced; 0: only by command
+	CookieSessions    bool          // sign-in may answer with cookies, for pages
 	MaxSessions       int           // live sessions of a user; default 20
 	Argon2            Argon2Config
 	AuditRetention    time.Duration

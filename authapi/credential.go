@@ -74,6 +74,9 @@ func (c *call) sentCredential() ([]byte, *Problem) {
 		}
 		found = token
 	}
+	if found == nil {
+		found = c.sentCookie()
+	}
 	return found, nil
 }
 

@@ -67,6 +67,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.IdleTimeout, DefaultIdleTimeout)
 	setDefault(&c.MaxConns, DefaultMaxConns)
 	setDefault(&c.MaxConnsPerIP, DefaultMaxConnsPerIP)
+	setDefault(&c.CORS.MaxAge, DefaultCORSMaxAge)
 	setDefault(&c.Auth.TokenTTL, DefaultTokenTTL)
 	setDefault(&c.Auth.RefreshTTL, DefaultRefreshTTL)
 	setDefault(&c.Auth.MaxSessions, DefaultMaxSessions)

@@ -112,6 +112,7 @@ func (c *call) copyRequest(req *fasthttp.Request, r *configured) {
 			req.Header.AddBytesKV(key, value)
 		}
 	}
+	c.hideCookies(&req.Header)
 	path := in.URI().PathOriginal()
 	if r.strip {
 		path = path[len(r.prefix):]
@@ -241,6 +242,7 @@ func prefixFold(key []byte, prefix string) bool {
 // upstream's response is released with its body.
 func (c *call) copyResponse(resp *fasthttp.Response) {
 	out := &c.ctx.Response
+	c.proxied = true
 	named := connectionNames(&resp.Header)
 	out.SetStatusCode(resp.StatusCode())
 	for key, value := range resp.Header.All() {

@@ -35,12 +35,12 @@ const (
 
 // refreshKeys are what refresh tokens, and fingerprints of requests, are derived with. They never change.
 type refreshKeys struct {
-	tag, next, fingerprint []byte
+	tag, next, fingerprint, csrf []byte
 }
 
 func newRefreshKeys(root []byte) *refreshKeys {
 	derive := func(label string) []byte { return hmacSum(root, []byte("sluice "+label+" v1")) }
-	return &refreshKeys{tag: derive("refresh tag"), next: derive("refresh successor"), fingerprint: derive("request fingerprint")}
+	return &refreshKeys{tag: derive("refresh tag"), next: derive("refresh successor"), fingerprint: derive("request fingerprint"), csrf: derive("csrf token")}
 }
 
 func hmacSum(key []byte, parts ...[]byte) []byte {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,10 @@ type Server struct {
 	matcher     *matcher
 	admission   *admission
 	http        *fasthttp.Server
+	cors        *cors
+	cookies     *cookieNames
+	origin      string // of PublicURL, "" without one
+	https       bool
 	draining    atomic.Bool
 	catchUps    atomic.Int64
 }
@@ -57,7 +62,11 @@ func New(cfg Config) (*Server, error) {
 		policies:       newPolicies(cfg.Limit),
 		credentials:    newCredentialCache(cacheSets),
 		matcher:        m,
+		origin:         originOf(cfg.PublicURL),
+		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
 	}
+	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
+	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
 	s.router = buildRouter(s.routeTable())
@@ -133,6 +142,10 @@ func (c *call) finish() {
 	}
 	c.ctx.Response.Header.SetCanonical(headerRequestID, c.idBuf[:c.idLen])
 	c.writeLimits()
+	if !c.proxied {
+		c.writeSecurity()
+		c.writeCORS()
+	}
 	if c.closeAfter {
 		c.ctx.SetConnectionClose()
 	}
@@ -177,6 +190,8 @@ func (s *Server) serve(c *call) error {
 	switch {
 	case bad != nil:
 		return c.reject(bad)
+	case c.preflight(end):
+		return c.answerPreflight()
 	case configured != nil && configured.upstream != nil:
 		return c.gateway(configured)
 	case c.route == nil:
@@ -202,6 +217,11 @@ func (s *Server) serve(c *call) error {
 	if err := c.authenticate(c.route.cost); err != nil {
 		return err
 	}
+	if c.byCookie {
+		if err := c.checkCSRF(c.principal.SessionID); err != nil {
+			return err
+		}
+	}
 	if err := c.permit(); err != nil {
 		return err
 	}
@@ -215,6 +235,7 @@ func (s *Server) serve(c *call) error {
 
 // fail answers with err's problem, whatever the handler wrote before.
 func (c *call) fail(err error) {
+	c.proxied = false
 	if errors.Is(err, errRefused) {
 		c.ctx.Response.Reset()
 		c.ctx.Response.Header.SetNoDefaultContentType(true)

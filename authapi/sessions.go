@@ -36,8 +36,23 @@ func errTokenReused() *Problem {
 func handleRefresh(c *call) error {
 	s := c.srv
 	var req refreshRequest
-	if err := c.decode(&req); err != nil {
+	cookies, err := c.wantsCookies()
+	if err != nil {
 		return err
+	}
+	if cookies {
+		err = c.decodeOptional(&req)
+	} else {
+		err = c.decode(&req)
+	}
+	if err != nil {
+		return err
+	}
+	fromCookie := cookies && req.RefreshToken == ""
+	if fromCookie {
+		if req.RefreshToken = c.sentRefreshCookie(); req.RefreshToken == "" {
+			return errRefreshToken()
+		}
 	}
 	if req.RefreshToken == "" {
 		return invalid("refresh_token", "is required")
@@ -49,6 +64,11 @@ func handleRefresh(c *call) error {
 	presented, ok := keys.parse(req.RefreshToken)
 	if !ok {
 		return errRefreshToken()
+	}
+	if fromCookie {
+		if err := c.checkCSRF(presented.sessionID()); err != nil {
+			return err
+		}
 	}
 	session, err := found(c, func() (*state.Session, error) { return s.state.Session(presented.sessionID()) })
 	if err != nil {
@@ -100,7 +120,7 @@ func handleRefresh(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.writeJSON(http.StatusOK, newTokensBody(token, tokenExpires, next.text(), expires))
+	return c.writePair(newTokensBody(token, tokenExpires, next.text(), expires), session.ID, cookies)
 }
 
 // endedAnswer tells the holder of a genuine refresh token why its session is over, the same on every node.
@@ -112,6 +132,7 @@ func endedAnswer(session *state.Session) *Problem {
 }
 
 func handleLogout(c *call) error {
+	c.dropCookies()
 	return c.endSession(c.principal.SessionID, endLogout)
 }
 
@@ -129,6 +150,7 @@ func (c *call) endSession(sessionID, reason string) error {
 }
 
 func handleLogoutAll(c *call) error {
+	c.dropCookies()
 	ctx, cancel := c.context()
 	defer cancel()
 	_, err := c.srv.propose(ctx, state.EndSessions{

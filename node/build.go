@@ -77,6 +77,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 
 		PublicURL:      strings.TrimRight(c.PublicURL, "/"),
 		TrustedProxies: proxies,
+		CORS:           authapi.CORSConfig{Origins: slices.Clone(c.CORS.Origins), MaxAge: time.Duration(c.CORS.MaxAge)},
 		Auth: authapi.AuthConfig{
 			TokenTTL:          time.Duration(c.Auth.TokenTTL),
 			RefreshTTL:        time.Duration(c.Auth.RefreshTTL),
@@ -85,6 +86,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 			SigningAlgorithm:  c.Auth.SigningAlgorithm,
 			SigningRotation:   time.Duration(c.Auth.SigningRotation),
 			MaxSessions:       c.Auth.MaxSessions,
+			CookieSessions:    c.Auth.CookieSessions,
 			AuditRetention:    time.Duration(c.Auth.AuditRetention),
 			Argon2: authapi.Argon2Config{
 				MemoryKiB:   uint32(c.Auth.Argon2.MemoryKiB),

@@ -19,6 +19,7 @@ type Config struct {
 	Join []string `toml:"join"`
 
 	HTTP    HTTPConfig            `toml:"http"`
+	CORS    CORSConfig            `toml:"cors"`
 	Peer    PeerConfig            `toml:"peer"`
 	Gossip  GossipConfig          `toml:"gossip"`
 	Admin   AdminConfig           `toml:"admin"`
@@ -51,6 +52,12 @@ type HTTPConfig struct {
 	MaxConnsPerIP int      `toml:"max_connections_per_address"`
 	DrainDelay    Duration `toml:"drain_delay"`   // between "not ready" and refusing new connections
 	DrainTimeout  Duration `toml:"drain_timeout"` // for requests in flight
+}
+
+// CORSConfig says which web pages may call the API from a browser.
+type CORSConfig struct {
+	Origins []string `toml:"origins"` // "https://app.example.com", compared whole
+	MaxAge  Duration `toml:"max_age"`
 }
 
 // PeerConfig is the listener for Raft and forwarded writes, mutual TLS.
@@ -127,6 +134,7 @@ type AuthConfig struct {
 	SigningAlgorithm  string       `toml:"signing_algorithm"`
 	SigningRotation   Duration     `toml:"signing_rotation"`
 	MaxSessions       int          `toml:"max_sessions"`
+	CookieSessions    bool         `toml:"cookie_sessions"`
 	AuditRetention    Duration     `toml:"audit_retention"`
 	Argon2            Argon2Config `toml:"argon2"`
 }

@@ -1,6 +1,10 @@
 package node
 
-import "time"
+import (
+	"time"
+
+	"sluice/authapi"
+)
 
 // DefaultConfig is the configuration of an empty file. It is not complete: a node also needs its two secrets and either
 // InitialMembers or Join.
@@ -27,6 +31,7 @@ func DefaultConfig() Config {
 			DrainDelay:    Duration(2 * time.Second),
 			DrainTimeout:  Duration(15 * time.Second),
 		},
+		CORS:   CORSConfig{Origins: []string{}, MaxAge: Duration(authapi.DefaultCORSMaxAge)},
 		Peer:   PeerConfig{Listen: ":7100"},
 		Gossip: GossipConfig{Listen: ":7101"},
 		Admin:  AdminConfig{Listen: "127.0.0.1:7102"},

@@ -114,9 +114,36 @@ func (v *validator) identity() {
 			v.fail(key, "%s trusts everybody, so that each client could choose its own address: name the load balancers", text)
 		}
 	}
+	for i, origin := range v.c.CORS.Origins {
+		key := fmt.Sprintf("cors.origins[%d]", i)
+		if problem := originProblem(origin); problem != "" {
+			v.fail(key, "%s", problem)
+		}
+	}
+	v.between("cors.max_age", v.c.CORS.MaxAge, 0, day)
 	v.oneOf("routes_default", v.c.RoutesDefault, "deny", "allow")
 	v.oneOf("log.level", v.c.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", v.c.Log.Format, "json", "text")
+}
+
+// originProblem says what is wrong with a web page's origin, "" where nothing is. Browsers spell one in one way only, and
+// it is compared whole.
+func originProblem(origin string) string {
+	if origin == "*" || origin == "null" {
+		return fmt.Sprintf("%s would let every web page act for its visitors: name the origins", quote(origin))
+	}
+	u, err := url.Parse(origin)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return fmt.Sprintf("want a scheme, a host and perhaps a port, as in https://app.example.com, not %s", quote(origin))
+	}
+	port := u.Port()
+	if u.Scheme == "https" && port == "443" || u.Scheme == "http" && port == "80" {
+		return fmt.Sprintf("want no port where it is the scheme's own, as browsers leave it out, in %s", quote(origin))
+	}
+	if want := u.Scheme + "://" + strings.ToLower(u.Host); origin != want {
+		return fmt.Sprintf("want %s, as browsers spell it, not %s", quote(want), quote(origin))
+	}
+	return ""
 }
 
 // parsePrefix reads an address or a prefix; an address is the prefix that holds only it.
