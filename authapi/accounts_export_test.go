@@ -28,7 +28,7 @@ const (
 	TouchFlush   = touchFlush
 	FailuresMax  = failuresMax
 	RefreshRoot  = refreshKeyPurpose
-	MaxTokenLife = maxTokenLife
+	MaxTokenLife = MaxTokenTTL
 )
 
 // Claims is claims.

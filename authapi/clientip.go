@@ -35,7 +35,12 @@ func (s *Server) clientOf(ctx *fasthttp.RequestCtx) client {
 		return cl
 	}
 	cl.trusted = true
-	lines := ctx.Request.Header.PeekAll("X-Forwarded-For")
+	s.follow(&cl, ctx.Request.Header.PeekAll("X-Forwarded-For"))
+	return cl
+}
+
+// follow goes along the lines of X-Forwarded-For from the right, as far as they come from trusted proxies.
+func (s *Server) follow(cl *client, lines [][]byte) {
 	for i := len(lines) - 1; i >= 0; i-- {
 		line := lines[i]
 		for end := len(line); end >= 0; {
@@ -51,15 +56,14 @@ func (s *Server) clientOf(ctx *fasthttp.RequestCtx) client {
 			addr, ok := parseForwarded(entry)
 			if !ok {
 				cl.addr = cl.peer
-				return cl
+				return
 			}
 			cl.addr = addr
 			if !s.isTrusted(addr) {
-				return cl
+				return
 			}
 		}
 	}
-	return cl
 }
 
 func (s *Server) isTrusted(a netip.Addr) bool {

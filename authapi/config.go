@@ -39,7 +39,7 @@ type Config struct {
 
 // AuthConfig steers tokens, sessions and password hashing.
 type AuthConfig struct {
-	TokenTTL          time.Duration // of access tokens; default 1h
+	TokenTTL          time.Duration // of access tokens, at most MaxTokenTTL; default 1h
 	RefreshTTL        time.Duration // of refresh tokens; default 30 days
 	RefreshReuseGrace time.Duration // default 10s; 0 turns it off
 	ServeStale        bool          // auth.on_stale = "serve"

@@ -3,6 +3,7 @@ package authapi
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"net/netip"
 )
 
 // What the tests of package authapi_test need of the inside of the edge.
@@ -14,6 +15,13 @@ var (
 	ParseForwarded = parseForwarded
 	ProblemOf      = problemOf
 )
+
+// ClientAddress is where a request comes from that peer, a trusted proxy, sent with these lines of X-Forwarded-For.
+func (s *Server) ClientAddress(peer netip.Addr, lines ...[]byte) netip.Addr {
+	cl := client{peer: peer, addr: peer, trusted: true}
+	s.follow(&cl, lines)
+	return cl.addr
+}
 
 // RouteRow is what the OpenAPI document must say of a route.
 type RouteRow struct{ Method, Pattern string }

@@ -3,9 +3,12 @@ package authapi_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +139,49 @@ func FuzzForwardedFor(f *testing.F) {
 		}
 		if a, ok := authapi.ParseForwarded(b); ok && (!a.IsValid() || a.Is4In6() || a.Zone() != "") {
 			t.Fatalf("%q gives %v", b, a)
+		}
+	})
+}
+
+// FuzzForwardedList holds the walk along whole lists, several lines among them, against a plain one.
+func FuzzForwardedList(f *testing.F) {
+	for _, s := range []string{
+		"1.2.3.4", "6.6.6.6, 1.2.3.4, 127.0.0.1", "1.2.3.4\n127.0.0.2", "x\n127.0.0.1, 127.0.0.2", ",, 1.2.3.4 ,\t127.0.0.1:80,",
+		"::1\n[::ffff:127.0.0.1]:5,2001:db8::1", "\n\n", "1.2.3.4, unknown",
+	} {
+		f.Add([]byte(s))
+	}
+	cfg, _, _, _ := edgeConfig(trustLoopback)
+	srv, err := authapi.New(cfg)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := srv.Shutdown(context.Background()); err != nil {
+			f.Error(err)
+		}
+	})
+	peer := netip.MustParseAddr("127.0.0.9")
+	trusted := netip.MustParsePrefix("127.0.0.0/8")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := peer
+		entries := strings.Split(strings.ReplaceAll(string(b), "\n", ","), ",")
+		for _, entry := range slices.Backward(entries) {
+			entry = strings.Trim(entry, " \t")
+			if entry == "" {
+				continue
+			}
+			a, ok := authapi.ParseForwarded([]byte(entry))
+			if !ok {
+				want = peer
+				break
+			}
+			if want = a; !trusted.Contains(a) {
+				break
+			}
+		}
+		if got := srv.ClientAddress(peer, bytes.Split(b, []byte("\n"))...); got != want {
+			t.Fatalf("%q comes from %v, want %v", b, got, want)
 		}
 	})
 }

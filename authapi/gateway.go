@@ -34,7 +34,7 @@ func (c *call) gateway(r *configured) error {
 		return err
 	}
 	if need == nil {
-		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "")
+		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "this path does not take the method; Allow lists those that it takes")
 		p.Allow = r.allow()
 		return p
 	}

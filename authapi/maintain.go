@@ -27,7 +27,7 @@ const (
 	// requestLife is how long a change's request id is known: much longer than any proposal is retried.
 	requestLife = time.Hour
 	// sessionKeep is how long an ended session stays on record: longer than its last access token may live.
-	sessionKeep = 2 * maxTokenLife
+	sessionKeep = 2 * MaxTokenTTL
 
 	bucketKeyLen = 16
 	// checkText is what ClusterSecrets.SealedCheck says to a node that holds the cluster's key for secrets at rest.

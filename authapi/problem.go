@@ -16,7 +16,7 @@ type Problem struct {
 	Type       string       `json:"type"`
 	Title      string       `json:"title"`
 	Status     int          `json:"status"`
-	Detail     string       `json:"detail,omitempty"`
+	Detail     string       `json:"detail"`
 	Code       string       `json:"code"`
 	RequestID  string       `json:"request_id"`
 	Errors     []FieldError `json:"errors,omitempty"`
@@ -45,7 +45,7 @@ func (p *Problem) Error() string {
 	return s
 }
 
-// problem makes the answer for one mistake. detail is a sentence for people and may be "".
+// problem makes the answer for one mistake. detail is a sentence for people.
 func problem(status int, code, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}
 }
@@ -71,7 +71,9 @@ func invalidFields(fields []FieldError) error {
 }
 
 // errNotFound answers for what does not exist and for what is not the caller's alike.
-func errNotFound() *Problem { return problem(http.StatusNotFound, "not_found", "") }
+func errNotFound() *Problem { return problem(http.StatusNotFound, state.CodeNotFound, detailNotFound) }
+
+const detailNotFound = "there is nothing here, or nothing that this credential may see"
 
 // retryUnavailable is the Retry-After of a 503, in seconds: an election takes about one.
 const retryUnavailable = 1
@@ -82,7 +84,7 @@ var refusals = map[string]struct {
 	status int
 	detail string
 }{
-	state.CodeNotFound:            {http.StatusNotFound, ""},
+	state.CodeNotFound:            {http.StatusNotFound, detailNotFound},
 	state.CodeForbidden:           {http.StatusForbidden, "this credential may not do that"},
 	state.CodeConflict:            {http.StatusConflict, "another change came first"},
 	state.CodeUsernameTaken:       {http.StatusConflict, "this user name is taken"},
@@ -126,7 +128,7 @@ func problemOf(err error) (p *Problem, listed bool) {
 			return p, true
 		}
 	}
-	return problem(http.StatusInternalServerError, "internal_error", ""), false
+	return problem(http.StatusInternalServerError, "internal_error", "something went wrong on this node; its log knows the request id"), false
 }
 
 // encode is the body. Marshalling these plain fields cannot fail.

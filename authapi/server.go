@@ -201,7 +201,7 @@ func (s *Server) serve(c *call) error {
 		if end == nil {
 			return errNotFound()
 		}
-		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "")
+		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "this path does not take the method; Allow lists those that it takes")
 		p.Allow = end.allow
 		return p
 	case c.route.layer == layerNone:

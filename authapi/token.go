@@ -15,12 +15,13 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
+// MaxTokenTTL is the longest exp-iat that verifies, whatever a key has signed, and so the greatest AuthConfig.TokenTTL.
+// It is not the configured lifetime, so that a change of that one, node by node, ends no token.
+const MaxTokenTTL = 24 * time.Hour
+
 const (
 	// maxTokenLen bounds a token before anything in it is looked at, in bytes.
 	maxTokenLen = 2048
-	// maxTokenLife is the longest exp-iat that verifies, whatever a key has signed. It is not the configured lifetime,
-	// so that a change of that one, node by node, ends no token.
-	maxTokenLife = 24 * time.Hour
 	// maxIssuedAhead is how far in the future iat may be: clocks of nodes differ. exp has no leeway.
 	maxIssuedAhead = 30 * time.Second
 	// defaultIssuer is iss and aud where no public URL is configured.
@@ -102,7 +103,7 @@ func newTokens(s *Server) *tokens {
 	if issuer == "" {
 		issuer = defaultIssuer
 	}
-	return &tokens{ringHolder: ringHolder{srv: s}, issuer: issuer, ttl: max(min(s.cfg.Auth.TokenTTL, maxTokenLife), time.Second)}
+	return &tokens{ringHolder: ringHolder{srv: s}, issuer: issuer, ttl: max(min(s.cfg.Auth.TokenTTL, MaxTokenTTL), time.Second)}
 }
 
 // issue makes an access token. expiresAt is in Unix milliseconds, of whole seconds. ErrUnavailable where the cluster has
@@ -189,7 +190,7 @@ func (t *tokens) verifyFully(ring *keyring, token, header string, now time.Time)
 	case ac.Issued == nil,
 		*ac.Issued < 0 || *ac.Issued > now.Unix()+int64(maxIssuedAhead/time.Second),
 		*ac.Expires > maxUnix,
-		*ac.Expires-*ac.Issued > int64(maxTokenLife/time.Second),
+		*ac.Expires-*ac.Issued > int64(MaxTokenTTL/time.Second),
 		*ac.Expires <= *ac.Issued,
 		len(ac.Audience) != 1,
 		!strings.HasPrefix(ac.Subject, idUser+"_"),

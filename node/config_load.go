@@ -146,17 +146,21 @@ func readConfig(path string, environ []string) (Config, []Mistake, error) {
 		if err != nil {
 			return Config{}, nil, fmt.Errorf("read configuration: %w", err)
 		}
-		mistakes = cfg.decode(path, data)
+		var readable bool
+		if mistakes, readable = cfg.decode(path, data); !readable {
+			// Nothing of the file is known, so whatever seemed to be missing or in conflict would be no mistake of it.
+			return Config{}, nil, &ConfigError{Mistakes: mistakes}
+		}
 	}
 	mistakes = append(mistakes, cfg.override(environ)...)
 	cfg.fillEntries()
 	return cfg, mistakes, nil
 }
 
-// decode sets what data, a TOML document, sets.
-func (c *Config) decode(path string, data []byte) []Mistake {
+// decode sets what data, a TOML document, sets. readable is false where it is none.
+func (c *Config) decode(path string, data []byte) (mistakes []Mistake, readable bool) {
 	if len(data) > maxConfigBytes {
-		return []Mistake{{Source: path, Message: fmt.Sprintf("the file is larger than %d MiB", maxConfigBytes>>20)}}
+		return []Mistake{{Source: path, Message: fmt.Sprintf("the file is larger than %d MiB", maxConfigBytes>>20)}}, false
 	}
 	// The first pass takes the text apart, with TOML's rules about repeated keys and tables; the second finds the place
 	// of every key; then reflection sets the values and can tell every mistake instead of the first.
@@ -168,7 +172,7 @@ func (c *Config) decode(path string, data []byte) []Mistake {
 			m.Line, m.Column = de.Position()
 			m.Key = strings.Join(de.Key(), ".")
 		}
-		return []Mistake{m}
+		return []Mistake{m}, false
 	}
 	for key, p := range locate(data) {
 		p.source = path
@@ -176,7 +180,7 @@ func (c *Config) decode(path string, data []byte) []Mistake {
 	}
 	s := setter{origins: c.origins}
 	s.setTable(rootOf(c), "", document)
-	return s.mistakes
+	return s.mistakes, true
 }
 
 // locate finds line and column of every key and list element of a TOML document that is known to parse.

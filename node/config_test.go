@@ -186,6 +186,7 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"number for a text", "name = 7\n", 1, "name: want a text in quotes, not 7"},
 		{"number for a duration", "[auth]\ntoken_ttl = 3600\n", 2, "auth.token_ttl: want a duration in quotes"},
 		{"duration without a unit", "[auth]\ntoken_ttl = \"3600\"\n", 2, "auth.token_ttl: want a duration with its unit"},
+		{"too long a life", "[auth]\ntoken_ttl = \"48h\"\n", 2, "auth.token_ttl: want 1s to 24h, not 48h"},
 		{"text for a list", "trusted_proxies = \"::1\"\n", 1, "trusted_proxies: want a list in brackets, not \"::1\""},
 		{"number in a list", "trusted_proxies = [\"::1\",\n 5]\n", 2, "trusted_proxies[1]: want a text in quotes, not 5"},
 		{"text for a table", "raft = \"fast\"\n", 1, "raft: want a table, not \"fast\""},
@@ -278,6 +279,16 @@ window = "1ms"
 		if !strings.Contains(text, want) {
 			t.Errorf("no word about %s in:\n%s", want, text)
 		}
+	}
+}
+
+// TestLoadConfig_NoTOML shows that a text that cannot be taken apart is told alone: what seems to be missing stands in it.
+func TestLoadConfig_NoTOML(t *testing.T) {
+	t.Parallel()
+	_, err := LoadConfig(write(t, "name = \n"+minimal), nil)
+	var ce *ConfigError
+	if !errors.As(err, &ce) || len(ce.Mistakes) != 1 || ce.Mistakes[0].Line != 1 {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -460,7 +471,7 @@ func FuzzLoadConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, value string) {
 		cfg := DefaultConfig()
 		cfg.origins = &origins{file: "f", places: make(map[string]place)}
-		mistakes := cfg.decode("f", data)
+		mistakes, _ := cfg.decode("f", data)
 		if len(data) > 0 {
 			mistakes = append(mistakes, cfg.override([]string{names[len(data)%len(names)] + "=" + value})...)
 		}

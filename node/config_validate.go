@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sluice/authapi"
 )
 
 // Validate tells everything that is wrong with the configuration: a *ConfigError, or nil. It reads the secrets' files,
@@ -420,7 +422,7 @@ func (c Config) Notes() []string {
 
 func (v *validator) auth() {
 	a := v.c.Auth
-	v.between("auth.token_ttl", a.TokenTTL, Duration(time.Second), 30*day)
+	v.between("auth.token_ttl", a.TokenTTL, Duration(time.Second), Duration(authapi.MaxTokenTTL))
 	v.between("auth.refresh_ttl", a.RefreshTTL, Duration(time.Second), 3650*day)
 	if a.RefreshTTL <= a.TokenTTL {
 		v.fail("auth.refresh_ttl", "%s is not longer than %s, which is %s: a refresh token would end before the token that it renews",

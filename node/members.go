@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -100,7 +101,9 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 	if len(n.cfg.Join) == 0 {
 		return foundCluster{}, errors.New("the data directory is empty: set initial_members to form a cluster or join to enter one")
 	}
-	reply, err := n.joiner.ask(ctx, func() joinRequest { return joinRequest{Address: n.peerAddress} })
+	reply, err := n.joiner.ask(ctx, func() joinRequest {
+		return joinRequest{Address: n.peerAddress, Key: n.sealer.fingerprint}
+	})
 	if err != nil {
 		return foundCluster{}, err
 	}
@@ -138,7 +141,7 @@ func (n *Node) finishJoin(ctx context.Context, k *consensus, found foundCluster)
 		}
 	}
 	_, err := n.joiner.ask(ctx, func() joinRequest {
-		return joinRequest{Address: n.peerAddress, Voter: true, Applied: n.fsm.AppliedIndex()}
+		return joinRequest{Address: n.peerAddress, Voter: true, Applied: n.fsm.AppliedIndex(), Key: n.sealer.fingerprint}
 	})
 	if err != nil {
 		return err
@@ -285,6 +288,11 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 	}
 	if req.Address == "" || len(req.Address) > 255 {
 		return joinReply{}, &refusedError{reason: "malformed address"}
+	}
+	// A node with another key could read none of the cluster's secrets. It must not come into the configuration, where it
+	// would count for the quorum and yet never serve.
+	if subtle.ConstantTimeCompare(req.Key, n.sealer.fingerprint) != 1 {
+		return joinReply{}, &refusedError{reason: ErrOtherKey.Error()}
 	}
 	servers, err := k.servers()
 	if err != nil {

@@ -420,6 +420,33 @@ func TestOpen_OtherKey(t *testing.T) {
 	})
 }
 
+// TestJoin_OtherKey shows that a node with another key for secrets at rest is refused before it is a member.
+func TestJoin_OtherKey(t *testing.T) {
+	t.Parallel()
+	c := nodetest.New(t, 1, nodetest.WithConfig(func(i int, cfg *node.Config) {
+		if i == 1 {
+			cfg.Secrets.Key = node.Secret(node.NewSecret())
+		}
+	}))
+	c.Start(0)
+	c.WaitReady()
+	i := c.Add()
+	joining := c.Start(i)
+	nodetest.WaitFor(t, "the joining node to end", func() error {
+		err := joining.Err()
+		if err == nil {
+			return errors.New("it runs")
+		}
+		if !strings.Contains(err.Error(), node.ErrOtherKey.Error()) {
+			t.Fatalf("ended with %v", err)
+		}
+		return nil
+	})
+	if strings.Contains(c.Log(), "node taken in") {
+		t.Error("it came into the configuration first")
+	}
+}
+
 func TestDrain_HandsOver(t *testing.T) {
 	t.Parallel()
 	c := nodetest.Start(t, 3)

@@ -78,6 +78,7 @@ type joinRequest struct {
 	Address string `cbor:"1,keyasint"`
 	Voter   bool   `cbor:"2,keyasint"`
 	Applied uint64 `cbor:"3,keyasint"`
+	Key     []byte `cbor:"4,keyasint"` // Sealer.fingerprint
 }
 
 // joinReply is the leader's answer.

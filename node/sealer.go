@@ -19,7 +19,11 @@ const sealVersion = 1
 // nonce, ciphertext. The purpose is bound as associated data. Safe for concurrent use.
 //
 // Random nonces are good for 2^32 values under one key (NIST SP 800-38D, 8.3); a cluster seals some per session.
-type Sealer struct{ aead cipher.AEAD }
+type Sealer struct {
+	aead cipher.AEAD
+	// fingerprint tells peers whether they hold the same key, and nothing else about it.
+	fingerprint []byte
+}
 
 // newSealer derives the key from the secret's material.
 func newSealer(secret []byte) (*Sealer, error) {
@@ -35,7 +39,11 @@ func newSealer(secret []byte) (*Sealer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("derive key for secrets at rest: %w", err)
 	}
-	return &Sealer{aead: aead}, nil
+	fingerprint, err := hkdf.Key(sha256.New, secret, nil, "sluice/v1 fingerprint of the key for secrets at rest", 16)
+	if err != nil {
+		return nil, fmt.Errorf("derive fingerprint of the key for secrets at rest: %w", err)
+	}
+	return &Sealer{aead: aead, fingerprint: fingerprint}, nil
 }
 
 // Seal encrypts plaintext bound to purpose. The result is 29 bytes longer.

@@ -61,7 +61,9 @@ func TestAdminClient_Errors(t *testing.T) {
 		fmt.Fprint(w, `{"status":403,"code":"forbidden","detail":"not from there"}`)
 	})
 	other := adminOf(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") })
-	moved := adminOf(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://"+address+"/v1/cluster", http.StatusFound) })
+	moved := adminOf(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://"+address+"/v1/cluster", http.StatusFound)
+	})
 	dir := t.TempDir()
 	off := filepath.Join(dir, "off.toml")
 	on := filepath.Join(dir, "on.toml")

@@ -54,13 +54,21 @@ func openDevCluster(dir string, nodes, port int, variables []string) (*devCluste
 	case errors.Is(err, os.ErrNotExist):
 		err = c.create(orElse(nodes, defaultDevNodes), orElse(port, defaultDevPort))
 	case err == nil:
-		err = c.reopen(nodes, port)
+		err = c.reopen(nodes)
 	}
 	if err == nil {
 		err = c.load(variables)
 	}
+	var moved []string
+	if err == nil && len(c.made) == 0 && port != 0 {
+		moved, err = c.move(port)
+	}
 	if err == nil {
 		err = c.checkAddresses()
+	}
+	// Only now, with nothing left to refuse: a cluster may be running on these files.
+	if err == nil && moved != nil {
+		err = c.writeMove(moved)
 	}
 	if err != nil {
 		c.discard()
@@ -198,8 +206,8 @@ rules = [
 ]
 `
 
-// reopen looks how many nodes the directory has and moves them to another port where one is given.
-func (c *devCluster) reopen(nodes, port int) error {
+// reopen looks how many nodes the directory has.
+func (c *devCluster) reopen(nodes int) error {
 	made := 0
 	for {
 		if _, err := os.Stat(nodeFile(c.dir, made+1)); errors.Is(err, os.ErrNotExist) {
@@ -224,21 +232,33 @@ func (c *devCluster) reopen(nodes, port int) error {
 		return usagef("%s: %v", filepath.Join(c.dir, "dev.toml"), err)
 	}
 	c.echo = dev.Echo
-	if port == 0 {
-		return nil
-	}
-	if port+made-1 > 65535 {
-		return usagef("--port: node %d would be on port %d", made, port+made-1)
+	return nil
+}
+
+// move takes the nodes to other public ports, in memory alone, and gives the addresses that their files have.
+func (c *devCluster) move(port int) (before []string, err error) {
+	if port+len(c.nodes)-1 > 65535 {
+		return nil, usagef("--port: node %d would be on port %d", len(c.nodes), port+len(c.nodes)-1)
 	}
 	for i := range c.nodes {
-		if err := free(net.JoinHostPort("127.0.0.1", strconv.Itoa(port+i)), false, fmt.Sprintf("node%d's clients", i+1)); err != nil {
-			return err
-		}
+		http := &c.nodes[i].cfg.HTTP
+		before = append(before, http.Listen)
+		http.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(port+i))
 	}
+	return before, nil
+}
+
+// writeMove makes a move lasting. A file that cannot be written leaves all of them as they were.
+func (c *devCluster) writeMove(before []string) error {
 	for i, n := range c.nodes {
-		if err := node.SetListen(n.config, net.JoinHostPort("127.0.0.1", strconv.Itoa(port+i))); err != nil {
-			return err
+		err := node.SetListen(n.config, n.cfg.HTTP.Listen)
+		if err == nil {
+			continue
 		}
+		for j := range i {
+			err = errors.Join(err, node.SetListen(c.nodes[j].config, before[j]))
+		}
+		return err
 	}
 	return nil
 }

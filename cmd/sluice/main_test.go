@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -108,6 +109,20 @@ func TestDevDirectory_IsTheSameTheNextTime(t *testing.T) {
 	}
 	if moved.nodes[0].cfg.Peer != made.nodes[0].cfg.Peer {
 		t.Errorf("peers moved as well: %v", moved.nodes[0].cfg.Peer)
+	}
+	// Where the cluster runs, moving it is refused and leaves its files as they are.
+	busy, err := net.Listen("tcp", moved.nodes[1].cfg.Peer.Listen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	if _, err := openDevCluster(dir, 0, first, nil); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("moved a cluster that runs: %v", err)
+	}
+	for i, n := range moved.nodes {
+		if cfg, err := node.LoadConfig(n.config, nil); err != nil || cfg.HTTP.Listen != n.cfg.HTTP.Listen {
+			t.Errorf("node%d's file after a refusal: %v, %v", i+1, cfg.HTTP.Listen, err)
+		}
 	}
 	if _, err := openDevCluster(dir, 3, 0, nil); err == nil || !strings.Contains(err.Error(), "was made with --nodes 2") {
 		t.Errorf("another number of nodes: %v", err)
