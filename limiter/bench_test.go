@@ -38,11 +38,12 @@ func TestTake_AllocatesNothing(t *testing.T) {
 			}
 			if n := testing.AllocsPerRun(1000, func() {
 				charges[0] = Charge{Bucket: l.Bucket("one", rule, subject), Rule: rule, Cost: 1}
-				charges[1] = Charge{Bucket: l.Bucket("two", rule, subject), Rule: rule, Cost: 1}
+				charges[1] = Charge{Bucket: l.Bucket("a policy with a name that is longer than most", rule, subject), Rule: rule, Cost: 1}
 				if o := l.Take(charges, v[:]); o != want {
 					t.Fatalf("%s: %v %+v", name, o, v)
 				}
 				l.Peek(charges[0])
+				l.TryTake(charges, v[:])
 			}); n != 0 {
 				t.Errorf("%s, algorithm %d: %v allocations", name, alg, n)
 			}

@@ -78,6 +78,7 @@ type ask struct {
 // waiter is a request that waits for shares. The shell wakes it over ch.
 type waiter struct {
 	ch         chan struct{}
+	probe      bool // it only wants to know whether there would be something to wait for
 	woken      bool
 	units      int64 // grains
 	on         *bucket

@@ -99,7 +99,8 @@ func bucketID(key *[16]byte, policy string, rule Rule, subject []byte) BucketID 
 	binary.LittleEndian.PutUint64(fixed[0:], uint64(len(policy)))
 	binary.LittleEndian.PutUint64(fixed[8:], uint64(rule.Window))
 	fixed[16] = byte(rule.Algorithm)
-	name := []byte(policy)
+	var room [96]byte // a conversion would allocate for a name longer than 32 bytes
+	name := append(room[:0], policy...)
 	lo, hi := sip128(key, fixed[:], name, subject)
 	class, _ := sip128(key, name)
 	var id BucketID

@@ -344,9 +344,11 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	}
 }
 
-// peek is take without the charge, the waiting and the asking.
-func (l *ledger) peek(t instant, c Charge) Verdict {
+// peek is take without the charge, the waiting and the asking. What peers are believed to have counts as there.
+func (l *ledger) peek(t instant, charge Charge) Verdict {
 	var verdict Verdict
+	charges := [1]Charge{charge}
+	c := &charges[0]
 	v := l.view.Load()
 	sh := &l.shards[shardOf(&c.Bucket)]
 	sh.mu.Lock()
@@ -355,12 +357,15 @@ func (l *ledger) peek(t instant, c Charge) Verdict {
 		return Verdict{Outcome: Undecided, Limit: c.Rule.Limit, RetryAfter: 1}
 	}
 	l.advance(sh, t.ms)
-	verdict.Outcome = l.try(v, &c, t)
-	if verdict.Outcome == Admitted {
-		l.undo(&c)
+	verdict.Outcome = l.try(v, c, t)
+	switch {
+	case verdict.Outcome == Admitted:
+		l.undo(c)
+	case verdict.Outcome == Refused && l.hopeful(v, charges[:], 0, t):
+		verdict.Outcome = Admitted
 	}
 	saved := sh.stats
-	l.report(v, &c, &verdict, t, verdict.Outcome)
+	l.report(v, c, &verdict, t, verdict.Outcome)
 	sh.stats = saved
 	return verdict
 }

@@ -360,6 +360,25 @@ func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {
 	return outcome
 }
 
+// probe stands for a request that does not wait.
+var probe = waiter{probe: true}
+
+// TryTake is Take for a caller that must not wait. wouldWait says that the request lacks shares which other nodes are
+// believed to hold: then nothing was charged or asked for, the verdicts say nothing, and Take would decide.
+func (l *Limiter) TryTake(charges []Charge, verdicts []Verdict) (outcome Outcome, wouldWait bool) {
+	if len(charges) == 0 {
+		return Admitted, false
+	}
+	t := l.instant()
+	if t.ms > l.ledger.markMillis() {
+		l.wakeMark()
+	}
+	var out outbox
+	outcome, wouldWait = l.ledger.take(t, charges, verdicts, &probe, &out)
+	l.flush(&out)
+	return outcome, wouldWait
+}
+
 // wait looks again whenever something came in, and every few milliseconds for what was lost, until the time is up.
 func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
 	l.waits.Add(1)
@@ -409,7 +428,8 @@ func (l *Limiter) flush(out *outbox) {
 	}
 }
 
-// Peek is Take's answer for one charge, without the charge and without waiting.
+// Peek is Take's answer for one charge, without the charge and without waiting: Admitted where Take would have something to
+// wait for.
 func (l *Limiter) Peek(charge Charge) Verdict {
 	return l.ledger.peek(l.instant(), charge)
 }

@@ -15,30 +15,31 @@ const (
 )
 
 // seek asks for what the refused charges lack. It gives up, so that the request is refused at once, where the peers are
-// not believed to have enough for it and for those that wait already.
+// not believed to have enough for it and for those that wait already; then only the charges that this is true of stay
+// refused, since the others' policies have nothing against the request.
 func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, w *waiter, out *outbox) bool {
+	var hopeful uint64 // by index; a request of more charges than bits is refused by all of those beyond
+	hopeless := false
 	for i := range charges {
-		c := &charges[i]
 		if verdicts[i].Outcome != Refused {
 			continue
 		}
-		if !validCharge(c) || asked(charges, i) > c.Rule.Limit {
-			return false
+		if l.hopeful(v, charges, i, t) {
+			hopeful |= 1 << i
+		} else {
+			hopeless = true
 		}
-		sh, b := l.at(c)
-		if b == nil || b.cell || b.ask.queued >= maxWaiters {
-			return false
+	}
+	if hopeless {
+		for i := range charges {
+			if hopeful&(1<<i) != 0 {
+				verdicts[i].Outcome = Admitted
+			}
 		}
-		n := b.span.at(t.ms)
-		r := v.governing(b.span.begin(n))
-		if r == nil {
-			return false
-		}
-		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		need := asked(charges, i)*grains - s.room + b.ask.waiting
-		if s.undecided || l.elsewhere(v, b, r, n, c.Rule.Limit, t, need) < need {
-			return false
-		}
+		return false
+	}
+	if w.probe {
+		return true
 	}
 	var on *bucket
 	var units int64
@@ -60,6 +61,26 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 	}
 	on.addWaiter(w, units)
 	return true
+}
+
+// hopeful says whether peers are believed to have what the i-th charge lacks here.
+func (l *ledger) hopeful(v *view, charges []Charge, i int, t instant) bool {
+	c := &charges[i]
+	if !validCharge(c) || asked(charges, i) > c.Rule.Limit {
+		return false
+	}
+	sh, b := l.at(c)
+	if b == nil || b.cell || b.ask.queued >= maxWaiters {
+		return false
+	}
+	n := b.span.at(t.ms)
+	r := v.governing(b.span.begin(n))
+	if r == nil {
+		return false
+	}
+	s := l.stand(sh, v, b, n, c.Rule.Limit, t)
+	need := asked(charges, i)*grains - s.room + b.ask.waiting
+	return !s.undecided && l.elsewhere(v, b, r, n, c.Rule.Limit, t, need) >= need
 }
 
 // asked is what all charges together take from the i-th one's bucket, which may be named more than once.
