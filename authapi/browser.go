@@ -78,7 +78,7 @@ func (c *call) preflight(end *endpoint) bool {
 // answerPreflight needs no credential, which browsers do not send with it, and spends from the documents' limit: it is as
 // cheap, and must not use up what the request itself will need. An origin that is not listed gets no permission.
 func (c *call) answerPreflight() error {
-	if err := c.takeAddress(c.srv.policies.documents, 1); err != nil {
+	if err := c.takeDocument(); err != nil {
 		return err
 	}
 	c.ctx.SetStatusCode(http.StatusNoContent)

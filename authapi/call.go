@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
-
-	"sluice/limiter"
 )
 
 // Method is how a request authenticated. Its text is what X-Auth-Method and /auth/me show.
@@ -51,14 +49,15 @@ type call struct {
 	route     *route
 	params    [maxParams]string // values of the pattern's {…}, in order
 
-	idBuf   [requestIDMax]byte
-	idLen   int
-	client  client
-	entry   *credential // the cache's entry of the credential; nil for anonymous
-	policy  *policy     // whose limit the headers show; nil: no limit headers
-	charge  [1]limiter.Charge
-	verdict [1]limiter.Verdict
-	charged bool
+	idBuf  [requestIDMax]byte
+	idLen  int
+	client client
+	entry  *credential // the cache's entry of the credential; nil for anonymous
+	// target is the configured route that the request, or the one that a check describes, belongs to; nil for none. open
+	// says that it lets requests without a credential pass.
+	target   *configured
+	open     bool
+	decision *decision // its own for as long as the call is; without policies: no limit headers
 	// byCookie: the credential came in a cookie, which the browser sends by itself.
 	byCookie bool
 	// proxied: the answer is an upstream's.
@@ -79,7 +78,7 @@ func (c *call) context() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), c.srv.handlerTimeout)
 }
 
-var callPool = sync.Pool{New: func() any { return &call{scratch: make([]byte, 0, 256)} }}
+var callPool = sync.Pool{New: func() any { return &call{scratch: make([]byte, 0, 256), decision: new(decision)} }}
 
 func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 	c := callPool.Get().(*call)
@@ -89,8 +88,9 @@ func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 }
 
 func (c *call) release() {
-	scratch := c.scratch[:0]
-	*c = call{scratch: scratch}
+	scratch, decision := c.scratch[:0], c.decision
+	decision.reset()
+	*c = call{scratch: scratch, decision: decision}
 	callPool.Put(c)
 }
 

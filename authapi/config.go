@@ -67,6 +67,7 @@ type LimitConfig struct {
 	User      limiter.Rule // policy "user": by user
 	Documents limiter.Rule // policy "documents": by address
 	Plans     map[string]limiter.Rule
+	Policies  []Policy // on top of those; a request spends from all that count it, or from none
 	// DebugHeader adds X-RateLimit-Debug to every response with a decision: waited=1 where it waited for a message of
 	// another node, waited=0 where not. For measurements: it tells clients how the cluster works.
 	DebugHeader bool

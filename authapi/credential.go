@@ -23,6 +23,11 @@ type credential struct {
 	scopes    []byte // joined by spaces, as X-Auth-Scopes shows them
 	policy    *policy
 	bucket    limiter.BucketID
+	// What counts its requests beside policy: the policies of its layer and plan, and their buckets by policyGroup.fixed.
+	// organization is the one that they count for.
+	group        *policyGroup
+	buckets      []limiter.BucketID
+	organization string
 }
 
 // errUnknownCredential: well-formed, but this node's state does not know it.
@@ -113,7 +118,12 @@ func (c *call) authenticate(cost int64) error {
 	case bad != nil:
 		return c.reject(bad)
 	case raw == nil:
-		return c.takeAddress(s.policies.anonymous, cost)
+		group := s.policies.failed
+		if c.target == nil || c.open {
+			group = s.policies.open
+		}
+		c.gatherAddress(group, cost)
+		return c.take(nil)
 	}
 	hash := sha256.Sum256(raw)
 	cred := s.credentials.get(&hash, s.state.Epoch(), c.now.UnixMilli())
@@ -123,11 +133,13 @@ func (c *call) authenticate(cost int64) error {
 			return err
 		}
 	} else if !s.cfg.Auth.ServeStale && !s.cluster.Fresh() {
-		c.peek(cred.policy, cred.bucket)
+		c.gather(cred.policy, cred.bucket, cred.group, cred, 1)
+		c.peek()
 		return ErrUnavailable
 	}
 	c.entry, c.principal = cred, cred.principal
-	if err := c.take(cred.policy, cred.bucket, cost); err != nil {
+	c.gather(cred.policy, cred.bucket, cred.group, cred, cost)
+	if err := c.take(cred); err != nil {
 		return err
 	}
 	if cred.principal.Method == MethodAPIKey {
@@ -138,10 +150,17 @@ func (c *call) authenticate(cost int64) error {
 
 // reject spends from the address for a credential that failed, and gives the answer: p, or the 429 or 503 of the address.
 func (c *call) reject(p *Problem) error {
-	if err := c.takeAddress(c.srv.policies.anonymous, 1); err != nil {
+	c.gatherAddress(c.srv.policies.failed, 1)
+	if err := c.take(nil); err != nil {
 		return err
 	}
 	return p
+}
+
+// peekAddress lets the response show the address's policies. refused says that one of them is used up.
+func (c *call) peekAddress() (refused bool) {
+	c.gatherAddress(c.srv.policies.failed, 1)
+	return c.peek()
 }
 
 // resolve looks a credential up in the state.
@@ -154,7 +173,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 	stale := !s.cfg.Auth.ServeStale && !s.cluster.Fresh()
 	cred, err := s.lookup(raw, hash, key, c.now)
 	if errors.Is(err, errUnknownCredential) && !stale {
-		if c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous)) {
+		if c.peekAddress() {
 			return nil, errRefused
 		}
 		if err := s.catchUp(); err != nil {
@@ -167,7 +186,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 	case errors.As(err, &bad):
 		return nil, c.reject(bad)
 	case stale:
-		c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous))
+		c.peekAddress()
 		return nil, ErrUnavailable
 	case errors.Is(err, errUnknownCredential):
 		if key {
@@ -175,7 +194,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		}
 		return nil, c.reject(failed("the token is not valid"))
 	case err != nil:
-		c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous))
+		c.peekAddress()
 		return nil, err
 	}
 	if cred.bucket != (limiter.BucketID{}) { // else the limiter is not there yet, and its buckets have no names
@@ -268,15 +287,17 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 		scopes: []byte(strings.Join(k.Scopes, " ")),
 		policy: s.policies.apiKey,
 	}
+	group := s.policies.keys[""]
 	if plan := s.policies.keyPlans[org.Plan]; plan != nil {
-		cred.policy = plan
+		cred.policy, group = plan, s.policies.keys[org.Plan]
 	}
 	if k.RateLimit > 0 && k.RateWindow > 0 {
-		cred.policy = newPolicy(policyAPIKey, limiter.Rule{
+		cred.policy = newPolicy(policyAPIKey, s.policies.apiKey.index, limiter.Rule{
 			Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm,
 		})
 	}
-	cred.bucket = s.limits.Bucket(cred.policy.name, cred.policy.rule, []byte(k.ID))
+	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(k.ID))
+	s.count(cred, group, k.OrganizationID)
 	return cred, nil
 }
 
@@ -327,38 +348,57 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 	if member != nil {
 		cred.role = member.Role
 	}
-	if cred.policy, err = s.userPolicy(user.ID); err != nil {
-		return nil, err
-	}
-	cred.bucket = s.limits.Bucket(cred.policy.name, cred.policy.rule, []byte(user.ID))
-	return cred, nil
-}
-
-// userPolicy is the policy of a user: the most generous plan of the user's organizations, or else the layer's. Without
-// plans in the configuration it costs nothing, however many organizations there are.
-func (s *Server) userPolicy(userID string) (*policy, error) {
-	if len(s.policies.userPlans) == 0 {
-		return s.policies.user, nil
-	}
-	memberships, err := s.state.MembershipsOf(userID)
+	plan, counted, err := s.userPlan(user.ID, org)
 	if err != nil {
 		return nil, err
 	}
+	cred.policy = s.policies.user
+	if plan != "" {
+		cred.policy = s.policies.userPlans[plan]
+	}
+	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(user.ID))
+	s.count(cred, s.policies.users[plan], counted)
+	return cred, nil
+}
+
+// count notes what else counts a credential's requests. cred.bucket is named already: where the limiter is not there yet
+// it has no name, and cred is not kept.
+func (s *Server) count(cred *credential, group *policyGroup, organization string) {
+	cred.group, cred.organization = group, organization
+	cred.buckets = group.fixedBuckets(s.limits, subjectOf{
+		key: cred.principal.KeyID, user: cred.principal.UserID, organization: organization,
+	})
+}
+
+// userPlan is the most generous plan of the user's organizations, and the organization that has it: that one's policies
+// count the user's requests, or a member of several could spend one's plan on another's account. Of equal ones it is own,
+// the token's organization, or else the first. Without a plan it is "" and own. Where the configuration has no plans that
+// costs nothing, however many organizations there are.
+func (s *Server) userPlan(userID, own string) (plan, organization string, err error) {
+	if len(s.policies.userPlans) == 0 {
+		return "", own, nil
+	}
+	memberships, err := s.state.MembershipsOf(userID)
+	if err != nil {
+		return "", "", err
+	}
+	organization = own
 	var best *policy
 	for _, m := range memberships {
 		org, err := s.state.Organization(m.OrganizationID)
 		if err != nil {
-			return nil, err
+			return "", "", err
 		}
 		if org == nil || org.DeletedAt != 0 {
 			continue
 		}
-		if plan := s.policies.userPlans[org.Plan]; plan != nil && (best == nil || moreGenerous(plan.rule, best.rule)) {
-			best = plan
+		p := s.policies.userPlans[org.Plan]
+		if p == nil {
+			continue
+		}
+		if best == nil || moreGenerous(p.rule, best.rule) || m.OrganizationID == own && !moreGenerous(best.rule, p.rule) {
+			best, plan, organization = p, org.Plan, m.OrganizationID
 		}
 	}
-	if best == nil {
-		return s.policies.user, nil
-	}
-	return best, nil
+	return plan, organization, nil
 }

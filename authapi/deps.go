@@ -76,6 +76,8 @@ type Limits interface {
 	// Take charges every charge or none and fills verdicts (same length and order). It may wait some milliseconds for a
 	// transfer. The returned outcome is the worst of all: Undecided over Refused over Admitted.
 	Take(charges []limiter.Charge, verdicts []limiter.Verdict) limiter.Outcome
+	// TryTake is Take without waiting. wouldWait says that Take would wait: nothing was charged, and the rest says nothing.
+	TryTake(charges []limiter.Charge, verdicts []limiter.Verdict) (outcome limiter.Outcome, wouldWait bool)
 	// Peek is Take's answer without the charge and without waiting.
 	Peek(charge limiter.Charge) limiter.Verdict
 	// Refund gives back what Take charged for a request that this node then answered with 503.

@@ -111,7 +111,8 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 	c.newRequestID()
 	c.client = client{peer: peerAddr(ctx.RemoteAddr())}
 	c.client.addr = c.client.peer
-	c.peek(s.policies.anonymous, c.addressBucket(s.policies.anonymous))
+	c.decision.add(s.policies.anonymous, c.addressBucket(s.policies.anonymous), 1)
+	c.peek()
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
 	p := problem(http.StatusBadRequest, "malformed_request", "the request is not well-formed HTTP/1.1")

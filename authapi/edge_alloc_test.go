@@ -5,6 +5,7 @@ package authapi_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"net"
 	"testing"
 
@@ -36,17 +37,25 @@ func (h *hot) run() int {
 }
 
 // hotRequests are the requests that must not allocate.
-func hotRequests(tb testing.TB) map[string]*hot {
+func hotRequests(tb testing.TB, change func(*authapi.Config)) map[string]*hot {
 	tb.Helper()
 	cfg, cluster, _, _ := edgeConfig(func(c *authapi.Config) {
 		trustLoopback(c)
 		apiRoutes(c)
 		c.Limit.Anonymous, c.Limit.APIKey, c.Limit.User = rule(1e12), rule(1e12), rule(1e12)
+		if change != nil {
+			change(c)
+		}
 	})
 	srv, err := authapi.New(cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
+	tb.Cleanup(func() {
+		if err := srv.Shutdown(context.Background()); err != nil {
+			tb.Error(err)
+		}
+	})
 	e := &edge{srv: srv, cluster: cluster}
 	key := e.key(nil, "events:read", "triggers:read")
 	described := "X-Forwarded-Method: GET\r\nX-Forwarded-Uri: /api/v1/events?x=1\r\nX-Forwarded-Host: api.example\r\nX-Forwarded-For: 2001:db8::1, 127.0.0.1\r\n"
@@ -60,14 +69,74 @@ func hotRequests(tb testing.TB) map[string]*hot {
 	}
 }
 
+// severalPolicies count every request several times.
+func severalPolicies(cfg *authapi.Config) {
+	cfg.Limit.Policies = []authapi.Policy{
+		{Name: "second", By: []authapi.Dimension{authapi.ByAddress}, Rule: rule(1e12)},
+		{Name: "a-policy-with-a-name-that-is-rather-long", By: []authapi.Dimension{authapi.ByAddress, authapi.ByRoute}, Rule: rule(1e12)},
+		{Name: "organization", By: []authapi.Dimension{authapi.ByOrganization}, Rule: window(1e12, 86_400)},
+		{Name: "route", By: []authapi.Dimension{authapi.ByRoute}, Rule: window(1e12, 3600)},
+		{Name: "keys", By: []authapi.Dimension{authapi.ByKey}, Rule: window(1e12, 86_400)},
+		{Name: "users", By: []authapi.Dimension{authapi.ByUser}, Rule: window(1e12, 86_400)},
+		{Name: "trial", By: []authapi.Dimension{authapi.ByAddress}, Rule: rule(1e12), Shadow: true},
+	}
+}
+
 func TestVerify_AllocatesNothing(t *testing.T) {
-	for name, h := range hotRequests(t) {
-		if status := h.run(); status != 200 {
-			t.Errorf("%s: status %d; %s", name, status, h.ctx.Response.Body())
-			continue
+	for name, h := range hotRequests(t, nil) {
+		wantNoAllocations(t, name, h)
+	}
+	for name, h := range hotRequests(t, severalPolicies) {
+		wantNoAllocations(t, name+", several policies", h)
+		policies := 3 // at least: the layer's own, second, and one of the credential or the route
+		if name == "anonymous" {
+			policies = 2
+		}
+		if got := bytes.Count(h.ctx.Response.Header.Header(), []byte(";r=")); got < policies {
+			t.Errorf("%s: RateLimit lists %d policies: %s", name, got, h.ctx.Response.Header.Header())
+		}
+	}
+}
+
+func wantNoAllocations(t *testing.T, name string, h *hot) {
+	t.Helper()
+	if status := h.run(); status != 200 {
+		t.Errorf("%s: status %d; %s", name, status, h.ctx.Response.Body())
+		return
+	}
+	if n := testing.AllocsPerRun(1000, func() { h.run() }); n != 0 {
+		t.Errorf("%s: %v allocations a request, want none", name, n)
+	}
+}
+
+// TestSeveral_AllocateNothingOverTheLimiter is the hot path as nodes run it, admitted and refused.
+func TestSeveral_AllocateNothingOverTheLimiter(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		cfg, cluster, _, _ := edgeConfig(severalPolicies)
+		cfg.Limit.APIKey = rule(1e12)
+		cfg.Limits = realLimits(t, cfg.Clock)
+		if refused {
+			cfg.Limit.Policies[2].Rule.Limit = 0
+			cfg.Limit.Policies[4].Rule.Limit = 0
+		}
+		srv, err := authapi.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := &edge{srv: srv, cluster: cluster}
+		h := newHot(t, srv.Handler(), "GET /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nX-API-Key: "+e.key(nil)+"\r\n\r\n")
+		want := 200
+		if refused {
+			want = 429
+		}
+		if status := h.run(); status != want {
+			t.Fatalf("status %d, want %d; %s", status, want, h.ctx.Response.Body())
 		}
 		if n := testing.AllocsPerRun(1000, func() { h.run() }); n != 0 {
-			t.Errorf("%s: %v allocations a request, want none", name, n)
+			t.Errorf("status %d: %v allocations a request, want none", want, n)
+		}
+		if err := srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
 		}
 	}
 }
@@ -91,12 +160,14 @@ func TestRefused_AllocatesNothing(t *testing.T) {
 }
 
 func BenchmarkVerify(b *testing.B) {
-	for name, h := range hotRequests(b) {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				h.run()
-			}
-		})
+	for suffix, change := range map[string]func(*authapi.Config){"": nil, "/several policies": severalPolicies} {
+		for name, h := range hotRequests(b, change) {
+			b.Run(name+suffix, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					h.run()
+				}
+			})
+		}
 	}
 }

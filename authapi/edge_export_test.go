@@ -47,3 +47,6 @@ func (s *Server) TrustUpstreams(pool *x509.CertPool) {
 		r.upstream.client.TLSConfig = &tls.Config{RootCAs: pool}
 	}
 }
+
+// ReportShadows is what happens every shadowLogEvery.
+func (s *Server) ReportShadows() { s.shadows.report() }

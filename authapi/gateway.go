@@ -27,8 +27,9 @@ func (c *call) gateway(r *configured) error {
 	c.route = r.row
 	need := r.rule(c.ctx.Method())
 	cost := int64(1)
+	c.target = r
 	if need != nil {
-		cost = need.cost
+		cost, c.open = need.cost, need.anonymous
 	}
 	if err := c.authenticate(cost); err != nil {
 		return err

@@ -38,6 +38,15 @@ type configured struct {
 	maxBody  int64
 	upstream *upstream // nil: a rule of verify only
 	row      *route    // how the log names it
+	slot     int       // from 1, in the order of trying
+}
+
+// at is the slot of the route, 0 for no route.
+func (r *configured) at() int {
+	if r == nil {
+		return 0
+	}
+	return r.slot
 }
 
 // rule is a RouteRule, prepared.
@@ -72,7 +81,8 @@ func newMatcher(routes []Route) (*matcher, error) {
 		}
 		return cmp.Compare(len(b.prefix), len(a.prefix))
 	})
-	for i := 1; i < len(m.routes); i++ {
+	for i := range m.routes {
+		m.routes[i].slot = i + 1
 		for _, earlier := range m.routes[:i] {
 			if earlier.host == m.routes[i].host && earlier.prefix == m.routes[i].prefix {
 				problems = append(problems, fmt.Errorf("routes %s and %s have the same host and path", earlier.name, m.routes[i].name))

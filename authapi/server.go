@@ -32,6 +32,7 @@ type Server struct {
 	passwords   *passwords
 	accounts    *accounts
 	policies    policies
+	shadows     *shadows
 	credentials *credentialCache
 	router      *node
 	matcher     *matcher
@@ -45,7 +46,7 @@ type Server struct {
 	catchUps    atomic.Int64
 }
 
-// New makes a Server; nothing runs before Serve, but for the workers that hash passwords, which Shutdown stops. The
+// New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The
 // error names what is missing or impossible in cfg.
 func New(cfg Config) (*Server, error) {
 	cfg, err := cfg.withDefaults()
@@ -56,10 +57,14 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
+	p, err := newPolicies(cfg.Limit, m)
+	if err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
+	}
 	s := &Server{
 		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
 		handlerTimeout: handlerTimeout,
-		policies:       newPolicies(cfg.Limit),
+		policies:       p,
 		credentials:    newCredentialCache(cacheSets),
 		matcher:        m,
 		origin:         originOf(cfg.PublicURL),
@@ -67,6 +72,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
 	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
+	s.shadows = newShadows(&s.policies, s.limits, s.log)
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
 	s.router = buildRouter(s.routeTable())
@@ -115,6 +121,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
 	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
+	s.shadows.close()
 	s.matcher.close()
 	if err != nil {
 		return fmt.Errorf("shut down http: %w", err)
@@ -207,7 +214,7 @@ func (s *Server) serve(c *call) error {
 	case c.route.layer == layerNone:
 		return c.route.handle(c)
 	case c.route.layer == layerDocuments:
-		if err := c.takeAddress(s.policies.documents, 1); err != nil {
+		if err := c.takeDocument(); err != nil {
 			return err
 		}
 		return c.route.handle(c)

@@ -120,6 +120,7 @@ func (c *call) needOf(d described) need {
 			if r := c.srv.matcher.match(d.host, path); r != nil {
 				n.rule = r.rule(d.method)
 				n.denied = n.rule == nil
+				c.target, c.open = r, n.rule != nil && n.rule.anonymous
 			} else {
 				n.denied = !c.srv.cfg.RoutesDefaultAllow
 			}
@@ -130,6 +131,7 @@ func (c *call) needOf(d described) need {
 	}
 	args := c.ctx.QueryArgs()
 	n.refuseAnonymous = string(args.Peek("anonymous")) == "deny" || args.Has("scope")
+	c.open = c.open && !n.refuseAnonymous
 	if cost, err := fasthttp.ParseUint(args.Peek("cost")); err == nil && int64(cost) > n.cost {
 		n.cost = min(int64(cost), maxCost)
 	}

@@ -203,18 +203,37 @@ func (l *limits) Bucket(policy string, rule limiter.Rule, subject []byte) limite
 
 // Take implements authapi.Limits.
 func (l *limits) Take(charges []limiter.Charge, verdicts []limiter.Verdict) limiter.Outcome {
-	lim := l.limiter.Load()
-	decidable := lim != nil
-	for i := range charges {
-		decidable = decidable && charges[i].Bucket != limiter.BucketID{}
-	}
-	if decidable {
+	lim, ok := l.decidable(charges)
+	if ok {
 		return lim.Take(charges, verdicts)
 	}
+	return l.undecidedAll(charges, verdicts)
+}
+
+// decidable is the limiter, ok where it is there and was when the charges' buckets were named.
+func (l *limits) decidable(charges []limiter.Charge) (lim *limiter.Limiter, ok bool) {
+	lim = l.limiter.Load()
+	ok = lim != nil
+	for i := range charges {
+		ok = ok && charges[i].Bucket != limiter.BucketID{}
+	}
+	return lim, ok
+}
+
+func (l *limits) undecidedAll(charges []limiter.Charge, verdicts []limiter.Verdict) limiter.Outcome {
 	for i := range charges {
 		verdicts[i] = l.undecided(charges[i])
 	}
 	return limiter.Undecided
+}
+
+// TryTake implements authapi.Limits.
+func (l *limits) TryTake(charges []limiter.Charge, verdicts []limiter.Verdict) (limiter.Outcome, bool) {
+	lim, ok := l.decidable(charges)
+	if ok {
+		return lim.TryTake(charges, verdicts)
+	}
+	return l.undecidedAll(charges, verdicts), false
 }
 
 // Peek implements authapi.Limits.

@@ -16,6 +16,8 @@ type Limits struct {
 	seed  maphash.Seed
 	// Undecided makes every decision limiter.Undecided, as on a node whose horizon has passed.
 	Undecided atomic.Bool
+	// WouldWait makes TryTake leave every decision to Take.
+	WouldWait atomic.Bool
 
 	mu      sync.Mutex
 	used    map[limiter.BucketID]counter
@@ -67,6 +69,14 @@ func (l *Limits) Take(charges []limiter.Charge, verdicts []limiter.Verdict) limi
 		verdicts[i].Remaining -= c.Cost
 	}
 	return outcome
+}
+
+// TryTake implements authapi.Limits.
+func (l *Limits) TryTake(charges []limiter.Charge, verdicts []limiter.Verdict) (limiter.Outcome, bool) {
+	if l.WouldWait.Load() {
+		return limiter.Refused, true
+	}
+	return l.Take(charges, verdicts), false
 }
 
 // Peek implements authapi.Limits.
