@@ -3,6 +3,7 @@ package authapi
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -234,28 +235,60 @@ func newPolicies(cfg LimitConfig, m *matcher) (policies, error) {
 		p.names = append(p.names, from.Name)
 	}
 	group := func(layer, plan string, only func(*policy) bool) *policyGroup {
-		g, err := newPolicyGroup(p.configured, m.routes, func(c *policy, r *configured) bool {
+		g, tooMany := newPolicyGroup(p.configured, m.routes, func(c *policy, r *configured) bool {
 			return c.counts(layer, plan, r) && (only == nil || only(c))
 		})
-		if err != nil {
-			problems = append(problems, fmt.Errorf("layer %s, plan %q: %w", layer, plan, err))
+		if tooMany != nil {
+			tooMany.Layer, tooMany.Plan = layer, plan
+			problems = append(problems, tooMany)
 		}
 		return g
 	}
 	p.open = group(policyAnonymous, "", nil)
 	p.failed = group(policyAnonymous, "", func(c *policy) bool { return slices.Contains(c.by, ByAddress) })
 	p.keys[""], p.users[""] = group(policyAPIKey, "", nil), group(policyUser, "", nil)
-	for plan := range cfg.Plans {
+	for _, plan := range slices.Sorted(maps.Keys(cfg.Plans)) {
+		if plan == PlanNone {
+			problems = append(problems, fmt.Errorf("plan %s: the name stands for organizations without a plan", plan))
+		}
 		p.keys[plan], p.users[plan] = group(policyAPIKey, plan, nil), group(policyUser, plan, nil)
 	}
 	return p, errors.Join(problems...)
 }
 
+// TooManyPoliciesError says that more than MaxCharges policies would count a request.
+type TooManyPoliciesError struct {
+	Layer, Plan, Route string   // of the request; Plan and Route are "" for none
+	Policies           []string // the configured ones that would count it, in their order; the layer's own comes on top
+}
+
+func (e *TooManyPoliciesError) Error() string {
+	where := "of layer " + e.Layer
+	if e.Plan != "" {
+		where += " with plan " + e.Plan
+	}
+	if e.Route != "" {
+		where += " on route " + e.Route
+	}
+	return fmt.Sprintf("%d policies would count a request %s, its layer's own among them, and %d may: %s",
+		len(e.Policies)+1, where, MaxCharges, strings.Join(e.Policies, ", "))
+}
+
+// CheckPolicies says what New would find wrong with limits as a whole; a TooManyPoliciesError is in its tree.
+func CheckPolicies(limits LimitConfig, routes []Route) error {
+	m, err := newMatcher(routes)
+	if err != nil {
+		return err
+	}
+	_, err = newPolicies(limits, m)
+	return err
+}
+
 // newPolicyGroup makes the sets for each route of the policies that count says.
-func newPolicyGroup(all []*policy, routes []*configured, count func(*policy, *configured) bool) (*policyGroup, error) {
+func newPolicyGroup(all []*policy, routes []*configured, count func(*policy, *configured) bool) (*policyGroup, *TooManyPoliciesError) {
 	g := &policyGroup{}
 	known := map[string]*policySet{} // most routes have the same
-	var problem error
+	var tooMany *TooManyPoliciesError
 	for _, r := range append([]*configured{nil}, routes...) {
 		var id strings.Builder
 		var of []*policy
@@ -286,12 +319,18 @@ func newPolicyGroup(all []*policy, routes []*configured, count func(*policy, *co
 				set.header = append(set.header, p.header...)
 			}
 		}
-		if len(of)+1 > MaxCharges && problem == nil {
-			problem = fmt.Errorf("%d policies would count one request, and %d may", len(of)+1, MaxCharges)
+		if len(of)+1 > MaxCharges && tooMany == nil {
+			tooMany = &TooManyPoliciesError{}
+			if r != nil {
+				tooMany.Route = r.name
+			}
+			for _, p := range of {
+				tooMany.Policies = append(tooMany.Policies, p.name)
+			}
 		}
 		g.routes = append(g.routes, set)
 	}
-	return g, problem
+	return g, tooMany
 }
 
 // fixedBuckets names the buckets of a credential, in the order of g.fixed.

@@ -341,7 +341,7 @@ func TestNew_RefusesPolicies(t *testing.T) {
 		"limit -1":             {{Name: "a", By: by, Rule: rule(-1)}},
 		"9 policies would":     manyPolicies(8),
 		"policy a0: the name":  append(manyPolicies(2), authapi.Policy{Name: "a0", By: by, Rule: rule(1)}),
-		"layer api_key, plan ": manyPolicies(9),
+		"of layer api_key, its": manyPolicies(9),
 	} {
 		cfg, _, _, _ := edgeConfig(func(c *authapi.Config) { c.Limit.Policies = policies })
 		if _, err := authapi.New(cfg); err == nil || !strings.Contains(err.Error(), want) {

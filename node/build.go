@@ -32,38 +32,9 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 	if err != nil {
 		return authapi.Config{}, err
 	}
-	limit := authapi.LimitConfig{Plans: make(map[string]limiter.Rule, len(c.Plans)), DebugHeader: c.Limits.DebugHeader}
-	for _, r := range []struct {
-		key  string
-		from RuleConfig
-		to   *limiter.Rule
-	}{
-		{"limits.anonymous", c.Limits.Anonymous, &limit.Anonymous},
-		{"limits.api_key", c.Limits.APIKey, &limit.APIKey},
-		{"limits.user", c.Limits.User, &limit.User},
-		{"limits.documents", c.Limits.Documents, &limit.Documents},
-	} {
-		if *r.to, err = r.from.rule(); err != nil {
-			return authapi.Config{}, fmt.Errorf("%s: %w", r.key, err)
-		}
-	}
-	for name, plan := range c.Plans {
-		if limit.Plans[name], err = plan.rule(); err != nil {
-			return authapi.Config{}, fmt.Errorf("plans.%s: %w", name, err)
-		}
-	}
-	routes := make([]authapi.Route, 0, len(c.Routes))
-	for _, r := range c.Routes {
-		route := authapi.Route{
-			Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: r.Upstream, StripPrefix: r.StripPrefix,
-			Timeout: time.Duration(r.Timeout), MaxBodyBytes: r.MaxBodyBytes,
-		}
-		for _, rule := range r.Rules {
-			route.Rules = append(route.Rules, authapi.RouteRule{
-				Methods: slices.Clone(rule.Methods), Scopes: slices.Clone(rule.Scopes), Anonymous: rule.Anonymous, Cost: rule.Cost,
-			})
-		}
-		routes = append(routes, route)
+	limit, err := c.apiLimits()
+	if err != nil {
+		return authapi.Config{}, err
 	}
 	return authapi.Config{
 		State:   n.fsm.View(),
@@ -97,7 +68,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 			},
 		},
 		Limit:              limit,
-		Routes:             routes,
+		Routes:             c.apiRoutes(),
 		RoutesDefaultAllow: c.RoutesDefault == "allow",
 		ScopeResources:     slices.Clone(c.Scopes.Resources),
 
@@ -105,6 +76,62 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 		IdleTimeout: time.Duration(c.HTTP.IdleTimeout),
 		MaxConns:    c.HTTP.MaxConns, MaxConnsPerIP: c.HTTP.MaxConnsPerIP,
 	}, nil
+}
+
+// apiLimits maps the policies.
+func (c *Config) apiLimits() (authapi.LimitConfig, error) {
+	limit := authapi.LimitConfig{Plans: make(map[string]limiter.Rule, len(c.Plans)), DebugHeader: c.Limits.DebugHeader}
+	var err error
+	for _, r := range []struct {
+		key  string
+		from RuleConfig
+		to   *limiter.Rule
+	}{
+		{"limits.anonymous", c.Limits.Anonymous, &limit.Anonymous},
+		{"limits.api_key", c.Limits.APIKey, &limit.APIKey},
+		{"limits.user", c.Limits.User, &limit.User},
+		{"limits.documents", c.Limits.Documents, &limit.Documents},
+	} {
+		if *r.to, err = r.from.rule(); err != nil {
+			return limit, fmt.Errorf("%s: %w", r.key, err)
+		}
+	}
+	for name, plan := range c.Plans {
+		if limit.Plans[name], err = plan.rule(); err != nil {
+			return limit, fmt.Errorf("plans.%s: %w", name, err)
+		}
+	}
+	for i, p := range c.Limits.Policies {
+		policy := authapi.Policy{
+			Name: p.Name, Layers: slices.Clone(p.Layers), Routes: slices.Clone(p.Routes), Plans: slices.Clone(p.Plans), Shadow: p.Shadow,
+		}
+		for _, by := range p.By {
+			policy.By = append(policy.By, authapi.Dimension(by))
+		}
+		if policy.Rule, err = p.rule(); err != nil {
+			return limit, fmt.Errorf("limits.policies[%d]: %w", i, err)
+		}
+		limit.Policies = append(limit.Policies, policy)
+	}
+	return limit, nil
+}
+
+// apiRoutes maps the routes.
+func (c *Config) apiRoutes() []authapi.Route {
+	routes := make([]authapi.Route, 0, len(c.Routes))
+	for _, r := range c.Routes {
+		route := authapi.Route{
+			Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: r.Upstream, StripPrefix: r.StripPrefix,
+			Timeout: time.Duration(r.Timeout), MaxBodyBytes: r.MaxBodyBytes,
+		}
+		for _, rule := range r.Rules {
+			route.Rules = append(route.Rules, authapi.RouteRule{
+				Methods: slices.Clone(rule.Methods), Scopes: slices.Clone(rule.Scopes), Anonymous: rule.Anonymous, Cost: rule.Cost,
+			})
+		}
+		routes = append(routes, route)
+	}
+	return routes
 }
 
 // rule maps a limit.

@@ -110,18 +110,30 @@ type RuleConfig struct {
 	Algorithm string   `toml:"algorithm"`
 }
 
+// PolicyConfig is one [[limits.policies]] entry: a limit on top of the layers' own.
+type PolicyConfig struct {
+	Name   string   `toml:"name"`
+	By     []string `toml:"by"`     // "address", "key", "user", "organization", "route"
+	Layers []string `toml:"layers"` // "anonymous", "api_key", "user"; empty: all
+	Routes []string `toml:"routes"` // names of [[routes]]; empty: all requests
+	Plans  []string `toml:"plans"`  // names of [plans], or "none"; empty: all
+	RuleConfig
+	Shadow bool `toml:"shadow"` // evaluated, counted and logged, never enforced
+}
+
 // LimitsConfig holds the policies by layer and the ledger's settings.
 type LimitsConfig struct {
-	Anonymous    RuleConfig `toml:"anonymous"`
-	APIKey       RuleConfig `toml:"api_key"`
-	User         RuleConfig `toml:"user"`
-	Documents    RuleConfig `toml:"documents"`
-	OnIsolation  string     `toml:"on_isolation"` // "strict" (default) or "available"
-	MaxClockSkew Duration   `toml:"max_clock_skew"`
-	Lease        Duration   `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
-	DeadAfter    Duration   `toml:"dead_after"` // a node silent for so long loses its share
-	MaxBuckets   int        `toml:"max_buckets"`
-	DebugHeader  bool       `toml:"debug_header"` // responses say whether their decision waited for a message
+	Anonymous    RuleConfig     `toml:"anonymous"`
+	APIKey       RuleConfig     `toml:"api_key"`
+	User         RuleConfig     `toml:"user"`
+	Documents    RuleConfig     `toml:"documents"`
+	Policies     []PolicyConfig `toml:"policies"`
+	OnIsolation  string         `toml:"on_isolation"` // "strict" (default) or "available"
+	MaxClockSkew Duration       `toml:"max_clock_skew"`
+	Lease        Duration       `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
+	DeadAfter    Duration       `toml:"dead_after"` // a node silent for so long loses its share
+	MaxBuckets   int            `toml:"max_buckets"`
+	DebugHeader  bool           `toml:"debug_header"` // responses say whether their decision waited for a message
 }
 
 // AuthConfig steers tokens, sessions and passwords.

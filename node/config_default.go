@@ -48,6 +48,7 @@ func DefaultConfig() Config {
 			APIKey:       perMinute(100),
 			User:         perMinute(100),
 			Documents:    perMinute(600),
+			Policies:     []PolicyConfig{},
 			OnIsolation:  "strict",
 			MaxClockSkew: Duration(time.Second),
 			Lease:        Duration(10 * time.Second),

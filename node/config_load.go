@@ -338,6 +338,17 @@ func (c *Config) fillEntries() {
 			}
 		}
 	}
+	for i := range c.Limits.Policies {
+		p := &c.Limits.Policies[i]
+		for _, list := range []*[]string{&p.By, &p.Layers, &p.Routes, &p.Plans} {
+			if *list == nil {
+				*list = []string{}
+			}
+		}
+		if p.Algorithm == "" {
+			p.Algorithm = "sliding_window"
+		}
+	}
 	for name, plan := range c.Plans {
 		if plan.Window == 0 && !c.origins.named("plans."+name+".window") {
 			plan.Window = c.Limits.APIKey.Window

@@ -255,17 +255,22 @@ func setIndex(v reflect.Value, name string, element reflect.Value) {
 func example(v reflect.Value) string {
 	if v.Kind() == reflect.Slice {
 		if v.Type().Elem().Kind() == reflect.Struct {
-			return `[{ path = "/a" }]`
+			return `[{ name = "a" }]`
 		}
 		return `["a", "b"]`
 	}
 	return `{ name = { limit = 10 } }`
 }
 
-// fieldNamed finds the field of a struct by its name in TOML.
+// fieldNamed finds the field of a struct by its name in TOML. The fields of an embedded struct are its own.
 func fieldNamed(v reflect.Value, name string) (reflect.Value, bool) {
 	t := v.Type()
 	for i := range t.NumField() {
+		if t.Field(i).Anonymous {
+			if field, ok := fieldNamed(v.Field(i), name); ok {
+				return field, true
+			}
+		}
 		if tag, ok := t.Field(i).Tag.Lookup("toml"); ok && tag == name {
 			return v.Field(i), true
 		}
@@ -276,6 +281,9 @@ func fieldNamed(v reflect.Value, name string) (reflect.Value, bool) {
 func fieldNames(t reflect.Type) []string {
 	var names []string
 	for i := range t.NumField() {
+		if t.Field(i).Anonymous {
+			names = append(names, fieldNames(t.Field(i).Type)...)
+		}
 		if tag, ok := t.Field(i).Tag.Lookup("toml"); ok {
 			names = append(names, tag)
 		}
@@ -283,7 +291,7 @@ func fieldNames(t reflect.Type) []string {
 	return names
 }
 
-// variableNames are the names of all variables but for those of plans and routes, which have no end.
+// variableNames are the names of all variables but for those inside of plans, policies and routes, which have no end.
 func variableNames() []string {
 	var names []string
 	var walk func(t reflect.Type, key string)

@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"sluice/authapi"
+	"sluice/limiter"
 )
 
 const examplePath = "../cluster.example.toml"
@@ -77,6 +80,9 @@ func TestExample_DecodesStrictlyWithEverySetting(t *testing.T) {
 		switch typ.Kind() {
 		case reflect.Struct:
 			for i := range typ.NumField() {
+				if typ.Field(i).Anonymous {
+					walk(typ.Field(i).Type, key)
+				}
 				if tag, ok := typ.Field(i).Tag.Lookup("toml"); ok {
 					walk(typ.Field(i).Type, join(key, tag))
 				}
@@ -170,6 +176,7 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 	t.Parallel()
 	offset := strings.Count(minimal, "\n")
 	route := "[[routes]]\npath = \"/a\"\n"
+	policy := "[[limits.policies]]\nby = [\"key\"]\nlimit = 1\nwindow = \"1s\"\n" // the name follows
 	for _, test := range []struct {
 		name, text string
 		line       int
@@ -209,6 +216,28 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"algorithm", "[limits.user]\nalgorithm = \"sliding\"\n", 2, "limits.user.algorithm: want \"sliding_window\" or \"fixed_window\""},
 		{"plan", "[plans.pro]\nlimit = -5\n", 2, "plans.pro.limit: want 0 to"},
 		{"plan's name", "[plans.\"Big One\"]\nlimit = 5\n", 1, "plans.Big One: want a name"},
+		{"plan of no plan", "[plans.none]\nlimit = 5\n", 1, "plans.none: \"none\" stands for organizations without a plan"},
+		{"policy without a name", "[[limits.policies]]\nby = [\"key\"]\n", 1, "limits.policies[0].name: is missing"},
+		{"policy without a limit", "[[limits.policies]]\nname = \"a\"\nby = [\"key\"]\n", 1, "limits.policies[0].limit: is missing"},
+		{"policy without a window", "[[limits.policies]]\nname = \"a\"\nby = [\"key\"]\nlimit = 1\n", 1, "limits.policies[0].window: want 1s to 744h"},
+		{"policy's name", policy + "name = \"Big One\"\n", 5, "limits.policies[0].name: want up to 63"},
+		{"policy's name is taken", policy + "name = \"api_key\"\n", 5, "limits.policies[0].name: \"api_key\" is the name of a policy that is always there"},
+		{"two policies of one name", policy + "name = \"a\"\n" + policy + "name = \"a\"\n", 10, "limits.policies[1].name: \"a\" is the name of limits.policies[0].name"},
+		{"policy by nothing", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = []\n", 5, "limits.policies[0].by: is missing: want one or more of address, key"},
+		{"policy by a text", "[[limits.policies]]\nby = \"key\"\n", 2, "limits.policies[0].by: want a list in brackets"},
+		{"policy by something else", policy + "name = \"a\"\nlayers = [\"apikey\"]\n", 6, "limits.policies[0].layers[0]: want one of anonymous, api_key, user, not \"apikey\": did you mean api_key?"},
+		{"policy's layer twice", policy + "name = \"a\"\nlayers = [\"api_key\", \"api_key\"]\n", 6, "limits.policies[0].layers[1]: api_key is in the list twice"},
+		{"policy's route", route + "rules = [{ methods = [\"*\"] }]\nname = \"triggers\"\n" + policy + "name = \"a\"\nroutes = [\"trigger\"]\n", 10, "limits.policies[0].routes[0]: want one of triggers, not \"trigger\": did you mean triggers?"},
+		{"policy without routes", policy + "name = \"a\"\nroutes = [\"triggers\"]\n", 6, "limits.policies[0].routes[0]: \"triggers\" is not there"},
+		{"policy by routes without any", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"route\"]\n", 5, "limits.policies[0].by: counts nothing: there are no [[routes]]"},
+		{"policy's plan", "[plans.pro]\nlimit = 1\n" + policy + "name = \"a\"\nplans = [\"por\"]\n", 8, "limits.policies[0].plans[0]: want one of pro, none, not \"por\": did you mean pro?"},
+		{"policy by key and user", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"key\", \"user\"]\n", 5, "limits.policies[0].by: counts nothing: no request has both"},
+		{"policy by key of users", policy + "name = \"a\"\nlayers = [\"api_key\", \"user\"]\n", 6, "limits.policies[0].layers[1]: \"user\" counts nothing: its requests have no key"},
+		{"policy of a plan without credentials", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"address\"]\nplans = [\"none\"]\nlayers = [\"anonymous\"]\n", 7, "limits.policies[0].layers[0]: \"anonymous\" counts nothing: its requests have no plan"},
+		{"policy's algorithm", policy + "name = \"a\"\nalgorithm = \"leaky\"\n", 6, "limits.policies[0].algorithm: want"},
+		{"policy's window", "[[limits.policies]]\nname = \"a\"\nby = [\"key\"]\nlimit = 1\nwindow = \"1ms\"\n", 5, "limits.policies[0].window: want 1s to 744h"},
+		{"unknown key of a policy", policy + "name = \"a\"\nlimits = 7\n", 6, "limits.policies[0].limits: unknown key: did you mean limit?"},
+		{"too many policies for one request", manyPolicies(8), 5*7 + 1, "limits.policies[7]: 9 policies would count a request of layer api_key, its layer's own among them, and 8 may: p0, p1"},
 		{"isolation", "[limits]\non_isolation = \"lax\"\n", 2, "limits.on_isolation: want"},
 		{"lease and skew", "[limits]\nmax_clock_skew = \"20s\"\nlease = \"30s\"\n", 3, "limits.lease: 30s is less than twice limits.max_clock_skew"},
 		{"lease and failover", "[raft]\nheartbeat_timeout = \"10s\"\nelection_timeout = \"10s\"\n", 0, "limits.lease: 10s is shorter than a failover"},
@@ -257,6 +286,82 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 			}
 			t.Errorf("got\n%v\nwant a line that begins with %s and holds %q", err, where, test.want)
 		})
+	}
+}
+
+// manyPolicies are policies that all count the same requests, five lines each.
+func manyPolicies(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "[[limits.policies]]\nname = \"p%d\"\nby = [\"key\"]\nlimit = 1\nwindow = \"1s\"\n", i)
+	}
+	return b.String()
+}
+
+func TestLoadConfig_Policies(t *testing.T) {
+	t.Parallel()
+	text := minimal + manyPolicies(7) + `
+[[limits.policies]]
+name = "pro-day"
+by = ["organization", "route"]
+plans = ["pro", "none"]
+routes = ["a"]
+layers = ["user"]
+limit = 5000
+window = "24h"
+algorithm = "fixed_window"
+shadow = true
+[plans.pro]
+limit = 1
+[[routes]]
+path = "/a"
+rules = [{ methods = ["*"] }]
+`
+	cfg, err := LoadConfig(write(t, text), append(secretVariables(),
+		"SLUICE_LIMITS__POLICIES__0__LIMIT=7", "SLUICE_LIMITS__POLICIES__1__BY=key,route", "SLUICE_LIMITS__POLICIES__1__SHADOW=true",
+		"SLUICE_LIMITS__ON_ISOLATION=available", `SLUICE_INITIAL_MEMBERS=127.0.0.1:7100,a:1,b:1,c:1,d:1`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := RuleConfig{Limit: 7, Window: Duration(time.Second), Algorithm: "sliding_window"}
+	want := PolicyConfig{Name: "p0", By: []string{"key"}, Layers: []string{}, Routes: []string{}, Plans: []string{}, RuleConfig: rule}
+	if got := cfg.Limits.Policies[0]; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := cfg.Limits.Policies[1]; len(got.By) != 2 || !got.Shadow {
+		t.Errorf("changed by the environment: %+v", got)
+	}
+	limits, err := cfg.apiLimits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := authapi.Policy{
+		Name: "pro-day", By: []authapi.Dimension{authapi.ByOrganization, authapi.ByRoute}, Layers: []string{"user"}, Routes: []string{"a"},
+		Plans: []string{"pro", authapi.PlanNone}, Rule: limiter.Rule{Limit: 5000, Window: 86_400, Algorithm: limiter.FixedWindow}, Shadow: true,
+	}
+	if got := limits.Policies[7]; !reflect.DeepEqual(got, day) {
+		t.Errorf("got %+v, want %+v", got, day)
+	}
+	notes := strings.Join(cfg.Notes(), "\n")
+	for _, line := range []string{
+		"limits.anonymous may be exceeded by up to 2 a window for each node that is cut off (5 nodes share 10; by up to 5 with 2 cut off one after the other)",
+		"limits.policies[0] (p0) may be exceeded by up to 2 a window for each node that is cut off (5 nodes share 7; by up to 4 with 2",
+	} {
+		if !strings.Contains(notes, line) {
+			t.Errorf("no %q in\n%s", line, notes)
+		}
+	}
+	if strings.Contains(notes, "p1") || strings.Contains(notes, "pro-day") {
+		t.Errorf("shadow policies exceed nothing:\n%s", notes)
+	}
+	// The whole list by environment.
+	cfg, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["address"], limit = 3, window = "1h" }]`))
+	if err != nil || len(cfg.Limits.Policies) != 1 || cfg.Limits.Policies[0].Limit != 3 || cfg.Limits.Policies[0].Window != Duration(time.Hour) {
+		t.Errorf("the list by environment: %v %+v", err, cfg.Limits.Policies)
+	}
+	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["adress"], limit = 3, window = "1h" }]`))
+	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, not \"adress\": did you mean address?") {
+		t.Errorf("a mistake in the environment: %v", err)
 	}
 }
 
@@ -430,7 +535,7 @@ func TestSecret_IsNeverShown(t *testing.T) {
 
 func TestConfig_ShowCanBeReadAgain(t *testing.T) {
 	t.Parallel()
-	cfg, err := LoadConfig(write(t, minimal+"[[routes]]\npath = \"/a\"\nrules = [{ methods = [\"*\"] }]\n[plans.pro]\nlimit = 7\n"), secretVariables())
+	cfg, err := LoadConfig(write(t, minimal+"[[routes]]\npath = \"/a\"\nrules = [{ methods = [\"*\"] }]\n[plans.pro]\nlimit = 7\n"+manyPolicies(2)), secretVariables())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -363,7 +362,11 @@ func (v *validator) limits() {
 		if !planName.MatchString(name) {
 			v.fail("plans."+name, "want a name of up to 63 lower-case letters, digits, dashes and underscores")
 		}
+		if name == authapi.PlanNone {
+			v.fail("plans."+name, "%s stands for organizations without a plan in limits.policies", quote(name))
+		}
 	}
+	v.policies()
 	v.oneOf("limits.on_isolation", l.OnIsolation, "strict", "available")
 	v.between("limits.max_clock_skew", l.MaxClockSkew, Duration(10*time.Millisecond), Duration(time.Minute))
 	v.between("limits.lease", l.Lease, Duration(2*time.Second), Duration(time.Minute))
@@ -378,46 +381,6 @@ func (v *validator) limits() {
 	}
 	v.between("limits.dead_after", l.DeadAfter, Duration(2*time.Second), Duration(time.Hour))
 	v.count("limits.max_buckets", int64(l.MaxBuckets), 1024, 1<<26)
-}
-
-// namedPolicy is a limit of the configuration, with its key.
-type namedPolicy struct {
-	key  string
-	rule RuleConfig
-}
-
-// policies lists the limits by layer and then the plans by name.
-func (c *Config) policies() []namedPolicy {
-	list := []namedPolicy{
-		{"limits.anonymous", c.Limits.Anonymous}, {"limits.api_key", c.Limits.APIKey}, {"limits.user", c.Limits.User}, {"limits.documents", c.Limits.Documents},
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Plans)) {
-		list = append(list, namedPolicy{"plans." + name, c.Plans[name]})
-	}
-	return list
-}
-
-// Notes says what an operator should know about a valid configuration, a sentence each.
-func (c Config) Notes() []string {
-	var notes []string
-	if failover := c.Raft.HeartbeatTimeout + c.Raft.ElectionTimeout; c.Auth.MaxStaleness <= failover && c.Auth.OnStale == "refuse" {
-		notes = append(notes, fmt.Sprintf("auth.max_staleness is %s and a failover may take longer than %s: nodes will refuse credentials for a moment whenever the leader is lost",
-			c.Auth.MaxStaleness, failover))
-	}
-	if c.Limits.OnIsolation != "available" {
-		return notes
-	}
-	for _, p := range c.policies() {
-		if n := int64(len(c.InitialMembers)); n > 0 {
-			share := (p.rule.Limit + n - 1) / n
-			notes = append(notes, fmt.Sprintf("limits.on_isolation = \"available\": %s may be exceeded by up to %d a window for each node that is cut off (%d nodes share %d)",
-				p.key, share, n, p.rule.Limit))
-			continue
-		}
-		notes = append(notes, fmt.Sprintf("limits.on_isolation = \"available\": %s may be exceeded for each node that is cut off by up to its share, %d divided by the number of nodes",
-			p.key, p.rule.Limit))
-	}
-	return notes
 }
 
 func (v *validator) auth() {
