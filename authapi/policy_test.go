@@ -333,14 +333,15 @@ func TestNew_RefusesPolicies(t *testing.T) {
 	t.Parallel()
 	by := []authapi.Dimension{authapi.ByKey}
 	for want, policies := range map[string][]authapi.Policy{
-		"the name is not of":   {{Name: "A", By: by, Rule: rule(1)}},
-		"the name is taken":    {{Name: "user", By: by, Rule: rule(1)}},
-		"policy a: the name":   {{Name: "a", By: by, Rule: rule(1)}, {Name: "a", By: by, Rule: rule(1)}},
-		"counts by nothing":    {{Name: "a", Rule: rule(1)}},
-		`counts by "colour"`:   {{Name: "a", By: []authapi.Dimension{"colour"}, Rule: rule(1)}},
-		"limit -1":             {{Name: "a", By: by, Rule: rule(-1)}},
-		"9 policies would":     manyPolicies(8),
-		"policy a0: the name":  append(manyPolicies(2), authapi.Policy{Name: "a0", By: by, Rule: rule(1)}),
+		"the name is not of":    {{Name: "A", By: by, Rule: rule(1)}},
+		"the name is taken":     {{Name: "user", By: by, Rule: rule(1)}},
+		"sign_in_hour: the na":  {{Name: "sign_in_hour", By: by, Rule: rule(1)}},
+		"policy a: the name":    {{Name: "a", By: by, Rule: rule(1)}, {Name: "a", By: by, Rule: rule(1)}},
+		"counts by nothing":     {{Name: "a", Rule: rule(1)}},
+		`counts by "colour"`:    {{Name: "a", By: []authapi.Dimension{"colour"}, Rule: rule(1)}},
+		"limit -1":              {{Name: "a", By: by, Rule: rule(-1)}},
+		"9 policies would":      manyPolicies(8),
+		"policy a0: the name":   append(manyPolicies(2), authapi.Policy{Name: "a0", By: by, Rule: rule(1)}),
 		"of layer api_key, its": manyPolicies(9),
 	} {
 		cfg, _, _, _ := edgeConfig(func(c *authapi.Config) { c.Limit.Policies = policies })

@@ -78,6 +78,8 @@ func excess(limit, nodes int64) string {
 
 var policyName = regexp.MustCompile(`^[a-z0-9_-]{1,63}$`)
 
+const guardPrefix = "sign_in"
+
 // maxPolicies bounds what each request and each credential is compared with.
 const maxPolicies = 64
 
@@ -85,8 +87,8 @@ const maxPolicies = 64
 var (
 	policyDimensions = []string{"address", "key", "user", "organization", "route"}
 	policyLayers     = []string{"anonymous", "api_key", "user"}
-	// policyNames are taken: by the layers' own policies, and by the guard of sign-ins in a 429.
-	policyNames = []string{"anonymous", "api_key", "user", "documents", "sign_in"}
+	// policyNames are those of the layers' own policies; names that begin with guardPrefix are of the guard of sign-ins.
+	policyNames = []string{"anonymous", "api_key", "user", "documents"}
 )
 
 // policies checks limits.policies but for the rules themselves.
@@ -123,7 +125,7 @@ func (v *validator) policy(i int) {
 		v.fail(key+".name", "is missing")
 	case !policyName.MatchString(p.Name):
 		v.fail(key+".name", "want up to 63 lower-case letters, digits, dashes and underscores, not %s", quote(p.Name))
-	case slices.Contains(policyNames, p.Name):
+	case slices.Contains(policyNames, p.Name) || strings.HasPrefix(p.Name, guardPrefix):
 		v.fail(key+".name", "%s is the name of a policy that is always there", quote(p.Name))
 	}
 	for j, other := range v.c.Limits.Policies[:i] {
