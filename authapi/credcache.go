@@ -14,8 +14,8 @@ type credentialCache struct {
 
 const (
 	cacheWays = 4
-	// cacheSets times cacheWays credentials are remembered; an entry is some 450 bytes, and 16 more for
-	// each configured policy that its subject alone decides.
+	// cacheSets times cacheWays credentials are remembered; an entry is some 450 bytes, and 16 for each configured policy
+	// whose bucket the credential alone decides.
 	cacheSets = 1 << 14
 )
 

@@ -110,7 +110,8 @@ func bearer(b []byte) (token []byte, ok bool) {
 // authenticate finds out who calls and whose limit the request spends from, and spends. cost is what the route takes.
 //
 // A credential that the cache or this node's state knows is never refused for its address, unless a configured policy by
-// address counts its layer. One that fails spends from the address. One that is well-formed but unknown makes the node catch up once, unless its address is exhausted.
+// address counts its layer. One that fails spends from the address. One that is well-formed but unknown makes the node
+// catch up once, unless its address is exhausted.
 func (c *call) authenticate(cost int64) error {
 	s := c.srv
 	raw, bad := c.sentCredential()
