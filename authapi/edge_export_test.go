@@ -14,6 +14,7 @@ var (
 	CanonicalPath  = canonicalPath
 	ParseForwarded = parseForwarded
 	ProblemOf      = problemOf
+	OpenAPI        = openAPI
 )
 
 // ClientAddress is where a request comes from that peer, a trusted proxy, sent with these lines of X-Forwarded-For.

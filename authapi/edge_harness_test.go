@@ -130,7 +130,9 @@ func (e *edge) do(method, path, body string, headers ...string) answer {
 	if err != nil {
 		e.t.Fatalf("%s %s: read body: %v", method, path, err)
 	}
-	return answer{resp.StatusCode, resp.Header, string(b)}
+	a := answer{resp.StatusCode, resp.Header, string(b)}
+	theContract().check(e.t, req, body, a)
+	return a
 }
 
 // raw sends bytes as they are and reads one response.
