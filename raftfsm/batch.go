@@ -27,9 +27,11 @@ type batch struct {
 
 	at        applied // of the entry at work
 	raise     bool    // the entry at work may narrow what a credential can do
-	announce  bool    // the entry at work changed horizon, rosters or nodes
+	announce  bool    // the entry at work changed horizon, rosters, resets or nodes
+	rename    bool    // the entry at work changed resets
 	raised    bool    // the same of finished entries
 	announced bool
+	renamed   bool
 }
 
 func newBatch(db *badger.DB, at applied) *batch {
@@ -43,7 +45,7 @@ func newBatch(db *badger.DB, at applied) *batch {
 
 // newBatchFrom takes over the changes of the entry at work; the caller gives it a transaction.
 func newBatchFrom(b *batch) *batch {
-	next := &batch{done: make(map[string][]byte), cmd: b.cmd, at: b.at, raise: b.raise, announce: b.announce}
+	next := &batch{done: make(map[string][]byte), cmd: b.cmd, at: b.at, raise: b.raise, announce: b.announce, rename: b.rename}
 	b.cmd = nil
 	return next
 }
@@ -210,13 +212,14 @@ func (b *batch) keep() {
 	clear(b.cmd)
 	b.raised = b.raised || b.raise
 	b.announced = b.announced || b.announce
-	b.raise, b.announce = false, false
+	b.renamed = b.renamed || b.rename
+	b.raise, b.announce, b.rename = false, false, false
 }
 
 // drop forgets the changes of the entry at work.
 func (b *batch) drop() {
 	clear(b.cmd)
-	b.raise, b.announce = false, false
+	b.raise, b.announce, b.rename = false, false, false
 }
 
 // commit writes the finished entries' changes and the applied record in one transaction.

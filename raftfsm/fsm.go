@@ -132,6 +132,15 @@ func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
 		}
 		f.limiter.Store(limiter)
 	}
+	if b.renamed {
+		txn := db.NewTransaction(false)
+		resets, err := readResets(txn)
+		txn.Discard()
+		if err != nil {
+			return err
+		}
+		f.resets.Store(&resets)
+	}
 	if b.raised {
 		f.epoch.Add(1)
 	}
@@ -210,6 +219,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return horizon(b, c)
 	case state.SetRoster:
 		return setRoster(b, c)
+	case state.ResetBucket:
+		return resetBucket(b, c)
 	case state.PutNode:
 		return putNode(b, c)
 	case state.Barrier:

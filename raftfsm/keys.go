@@ -37,6 +37,7 @@ const (
 	prefixSecrets        = 'c' // c -> ClusterSecrets
 	prefixLimiter        = 'l' // l -> LimiterState
 	prefixNode           = 'N' // N<node> -> NodeInfo
+	prefixReset          = 'Z' // Z<bucket> -> Reset
 )
 
 var (

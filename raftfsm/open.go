@@ -46,6 +46,7 @@ type FSM struct {
 	epoch   atomic.Uint64
 	index   atomic.Uint64
 	limiter atomic.Pointer[state.LimiterState]
+	resets  atomic.Pointer[[]state.Reset]
 	waiting waiters
 	closed  chan struct{}
 	closing sync.Once
@@ -170,6 +171,7 @@ func (f *FSM) begin(db *badger.DB, path, name string) error {
 func (f *FSM) adopt(h *handle) error {
 	var at applied
 	limiter := new(state.LimiterState)
+	var resets []state.Reset
 	err := h.db.View(func(txn *badger.Txn) error {
 		schema, err := read(txn, keySchema)
 		if err != nil {
@@ -192,9 +194,12 @@ func (f *FSM) adopt(h *handle) error {
 			return err
 		}
 		if value != nil {
-			return state.Unmarshal(value, limiter)
+			if err := state.Unmarshal(value, limiter); err != nil {
+				return err
+			}
 		}
-		return nil
+		resets, err = readResets(txn)
+		return err
 	})
 	if err != nil {
 		return err
@@ -202,6 +207,7 @@ func (f *FSM) adopt(h *handle) error {
 	f.at = at
 	f.requests = requestQueue{}
 	f.limiter.Store(limiter)
+	f.resets.Store(&resets)
 	if old := f.current.Swap(h); old != nil {
 		f.retire(old)
 	}
@@ -313,8 +319,12 @@ func (f *FSM) Limiter() state.LimiterState {
 	return l
 }
 
-// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters or the nodes; look at
-// Limiter and Nodes for what is so now. fn is called from Raft's goroutine and must not block. cancel ends it; a call
+// Resets lists the generations of buckets as of the last applied entry, by the buckets' names. Wait-free; what is
+// returned is shared and must not be changed.
+func (f *FSM) Resets() []state.Reset { return *f.resets.Load() }
+
+// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets or the nodes;
+// look at Limiter, Resets and Nodes for what is so now. fn is called from Raft's goroutine and must not block. cancel ends it; a call
 // at work may still end after cancel has returned.
 func (f *FSM) Subscribe(fn func()) (cancel func()) {
 	f.subscribersMu.Lock()

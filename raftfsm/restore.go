@@ -203,6 +203,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.LimiterState))
 	case prefixNode:
 		err = state.Unmarshal(value, new(state.NodeInfo))
+	case prefixReset:
+		err = state.Unmarshal(value, new(state.Reset))
 	case prefixRequest:
 		if len(value) < 8 {
 			err = errors.New("too short")

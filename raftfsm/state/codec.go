@@ -94,6 +94,7 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypePutNode:        decodeAs[PutNode],
 	TypeBarrier:        decodeAs[Barrier],
 	TypeSetPassword:    decodeAs[SetPassword],
+	TypeResetBucket:    decodeAs[ResetBucket],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

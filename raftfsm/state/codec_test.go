@@ -27,6 +27,7 @@ var samples = []state.Command{
 	&state.EndSessions{}, &state.CreateOrg{}, &state.CreateKey{}, &state.UpdateKey{}, &state.RotateKey{},
 	&state.RevokeKey{}, &state.TouchKeys{}, &state.AppendAudit{}, &state.PutSigningKey{}, &state.Prune{},
 	&state.Horizon{}, &state.SetRoster{}, &state.PutNode{}, &state.Barrier{}, &state.SetPassword{},
+	&state.ResetBucket{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

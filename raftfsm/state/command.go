@@ -38,6 +38,7 @@ const (
 	TypePutNode        uint16 = 18
 	TypeBarrier        uint16 = 19
 	TypeSetPassword    uint16 = 20
+	TypeResetBucket    uint16 = 24
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
@@ -220,6 +221,23 @@ type SetRoster struct {
 	Audit         []AuditEvent `cbor:"4,keyasint"`
 }
 
+// ResetBucket begins a new generation of each of the buckets: from the entry on they count from nothing. Old resets that
+// were handed back (Reset.Until) are dropped, and where there are many, others are handed back, the oldest first.
+// Refused with CodeTooManyResets where no more can be kept.
+type ResetBucket struct {
+	Buckets []ResetTarget `cbor:"1,keyasint"` // 1 to 64, none twice
+	At      int64         `cbor:"2,keyasint"`
+	Audit   []AuditEvent  `cbor:"3,keyasint"`
+}
+
+// ResetTarget names a bucket of the limiter.
+type ResetTarget struct {
+	Bucket    []byte `cbor:"1,keyasint"` // 16 bytes: the name that the limiter gives it before any reset
+	Policy    string `cbor:"2,keyasint"` // for people; "" where it is not known
+	Algorithm uint8  `cbor:"3,keyasint"` // as the limiter numbers them; 0 where it is not known
+	Window    int64  `cbor:"4,keyasint"` // seconds; 0 where it is not known
+}
+
 // PutNode records a node's addresses and version.
 type PutNode struct {
 	Node NodeInfo `cbor:"1,keyasint"`
@@ -247,4 +265,5 @@ func (Prune) CommandType() uint16          { return TypePrune }
 func (Horizon) CommandType() uint16        { return TypeHorizon }
 func (SetRoster) CommandType() uint16      { return TypeSetRoster }
 func (PutNode) CommandType() uint16        { return TypePutNode }
+func (ResetBucket) CommandType() uint16    { return TypeResetBucket }
 func (Barrier) CommandType() uint16        { return TypeBarrier }

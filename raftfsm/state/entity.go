@@ -164,6 +164,20 @@ type LimiterState struct {
 	Rosters []Roster `cbor:"2,keyasint"` // oldest first; kept as long as a window that they govern, or the one after it, can be open
 }
 
+// Reset is the present generation of one bucket of the limiter.
+type Reset struct {
+	Bucket     []byte `cbor:"1,keyasint"` // 16 bytes: its name before any reset
+	Generation uint64 `cbor:"2,keyasint"` // index of the log entry that reset it last
+	// Until is 0 while the generation is in force. Otherwise the bucket was handed back to its first name: the generation
+	// counts in the windows that begin before Until (Unix milliseconds: the greatest horizon before that entry), the first
+	// name in all others.
+	Until     int64  `cbor:"3,keyasint"`
+	At        int64  `cbor:"4,keyasint"`
+	Policy    string `cbor:"5,keyasint"`
+	Algorithm uint8  `cbor:"6,keyasint"`
+	Window    int64  `cbor:"7,keyasint"`
+}
+
 // AuditFilter selects audit events; a zero field selects all.
 type AuditFilter struct {
 	OrganizationID string

@@ -10,6 +10,8 @@ const (
 	CodeSessionEnded  = "session_ended"
 	// CodeIdempotencyMismatch: the Idempotency-Key was used with another request.
 	CodeIdempotencyMismatch = "idempotency_key_reused"
+	// CodeTooManyResets: more buckets were reset lately than can be remembered. A retry helps after their windows have ended.
+	CodeTooManyResets = "too_many_resets"
 	// CodeInvalid: a field has an impossible value (an empty id, a hash that is not 32 bytes). Only a mistake in the
 	// proposer makes such a command; it is refused, so that it can't stop the cluster.
 	CodeInvalid = "invalid_command"
