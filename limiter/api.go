@@ -28,6 +28,8 @@ type Charge struct {
 	Rule   Rule
 	Cost   int64 // units, at least 1
 
+	// id is the bucket's name as the decision found it: a reset gives it another one.
+	id BucketID
 	// charged is 1 + the window that Take charged, 0 for none. It tells Refund where the units belong, however late it
 	// comes, and makes a second Refund of the same Charge harmless.
 	charged int64
@@ -75,6 +77,15 @@ type Roster struct {
 	Nodes      []string
 }
 
+// Reset is the present generation of a bucket.
+type Reset struct {
+	Bucket     BucketID // as Limiter.Bucket names it
+	Generation uint64   // the index of the log entry that reset it
+	// UntilMillis, if not 0, is when that generation ends: windows that begin then or later (Unix milliseconds) count
+	// under the first name again. It must be the greatest horizon before its entry in the log.
+	UntilMillis int64
+}
+
 // State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index.
 type State struct {
 	// HorizonMillis is the newest horizon applied here, in Unix milliseconds: a node has a base share only in windows
@@ -82,6 +93,8 @@ type State struct {
 	HorizonMillis int64
 	// Rosters, oldest first; every one that governs a window that may be open, or the one before it.
 	Rosters []Roster
+	// Resets that are in force, one for a bucket, in the same order each time.
+	Resets []Reset
 }
 
 // Transport carries packets to other nodes: best effort, so loss, repetition and reordering are expected.

@@ -191,7 +191,8 @@ func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant)
 func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit, base int64, lost bool) int64 {
 	before := b.find(n - 1)
 	beforeShare := l.share(b, v.governing(b.span.begin(n-1)), limit)
-	if before != nil && before.lost || before == nil && l.lostWindow(sh, b, n-1) {
+	if before != nil && before.lost || before == nil && l.lostWindow(sh, b, n-1) ||
+		v.handedBack(&b.id, b.span.begin(n-1)) && !l.unsafeHandBack {
 		if lost {
 			return 0 // the base that would be charged is nothing
 		}

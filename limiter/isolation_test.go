@@ -36,7 +36,7 @@ func checkIsolation(t *testing.T, available bool, rule Rule) {
 	s.leader = 0
 	s.members = []int{0, 1}
 	s.commitRoster()
-	spent := func(n int64) int64 { return s.at(0, n).used }
+	spent := func(n int64) int64 { return s.at(simKey{n: n}).used }
 	for window := range 3 {
 		n := s.now/60_000 + 3
 		s.horizonAt(n*60_000 + 1)

@@ -43,6 +43,8 @@ type ledger struct {
 	unsafeLateDebit  bool // a donor answers before its record says so
 	unsafeSum        bool // what cells say is added up, not merged by maximum
 	unsafeNoAdopt    bool // a bucket takes nothing over from its overflow cell
+	unsafeHandBack   bool // what a handed-back bucket spent under another name is not charged
+	unsafeCellBack   bool // a handed-back bucket may begin in an overflow cell
 }
 
 // ledgerConfig is what newLedger needs.
@@ -193,6 +195,7 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 	for i := range charges {
 		c := &charges[i]
 		c.charged = 0
+		c.id = v.name(c.Bucket, c.Rule.Window, t.ms)
 		verdicts[i].Outcome = l.try(v, c, t)
 		outcome = max(outcome, verdicts[i].Outcome)
 	}
@@ -225,11 +228,14 @@ func (l *ledger) try(v *view, c *Charge, t instant) Outcome {
 		return Refused
 	}
 	sh := &l.shards[shardOf(&c.Bucket)]
-	b := l.obtain(sh, &c.Bucket, c.Rule, false)
+	b := l.obtain(sh, &c.id, c.Rule, false)
 	if b == nil || b.span != span(c.Rule.Window*1000) || b.alg != c.Rule.Algorithm {
 		return Undecided
 	}
 	n := b.span.at(t.ms)
+	if b.cell && !l.unsafeCellBack && v.handedBack(&c.id, b.span.begin(n-1)) {
+		return Undecided // the cell does not know what the bucket spent in the window before
+	}
 	b.limit = c.Rule.Limit
 	s := l.stand(sh, v, b, n, c.Rule.Limit, t)
 	if s.undecided {
@@ -250,10 +256,10 @@ func (l *ledger) try(v *view, c *Charge, t instant) Outcome {
 // at finds the bucket that c is counted in: its own, or the overflow cell that stood for it.
 func (l *ledger) at(c *Charge) (*shard, *bucket) {
 	sh := &l.shards[shardOf(&c.Bucket)]
-	if b := sh.get(&c.Bucket); b != nil {
+	if b := sh.get(&c.id); b != nil {
 		return sh, b
 	}
-	return sh, sh.cells[overflowID(&c.Bucket, span(c.Rule.Window*1000), c.Rule.Algorithm)]
+	return sh, sh.cells[overflowID(&c.id, span(c.Rule.Window*1000), c.Rule.Algorithm)]
 }
 
 func (l *ledger) undo(c *Charge) {
@@ -357,6 +363,7 @@ func (l *ledger) peek(t instant, charge Charge) Verdict {
 		return Verdict{Outcome: Undecided, Limit: c.Rule.Limit, RetryAfter: 1}
 	}
 	l.advance(sh, t.ms)
+	c.id = v.name(c.Bucket, c.Rule.Window, t.ms)
 	verdict.Outcome = l.try(v, c, t)
 	switch {
 	case verdict.Outcome == Admitted:
@@ -405,6 +412,7 @@ func (l *ledger) close() {
 // setState takes over a newer replicated state; one that is older than what is known changes nothing.
 func (l *ledger) setState(s State) {
 	v := newView(s, l.peers, l.self)
+	v.gens = newGenerations(s.Resets, l.view.Load().gens)
 	if l.unsafeNewest && len(v.rosters) > 0 {
 		v.rosters = v.rosters[len(v.rosters)-1:]
 		v.rosters[0].from, v.horizon = 0, 1<<60

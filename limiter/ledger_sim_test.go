@@ -103,6 +103,8 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 		"charge of what was used":     off(func(l *ledger) { l.unsafeUsedCharge = true }),
 		"no record of what was spent": off(func(l *ledger) { l.unsafeNoRecord = true }),
 		"overflow not taken over":     off(func(l *ledger) { l.unsafeNoAdopt = true }),
+		"handed back, not charged":    off(func(l *ledger) { l.unsafeHandBack = true }),
+		"handed back to a cell":       off(func(l *ledger) { l.unsafeCellBack = true }),
 		"records of another boot":     func(o *simOptions) { o.anyBoot = true },
 		"mark not ahead of its use":   func(o *simOptions) { o.lateMark = true },
 	} {

@@ -333,7 +333,7 @@ func stoppedTimer() *time.Timer {
 	return t
 }
 
-// Bucket names the bucket of a subject under a policy. It does not depend on the limit.
+// Bucket names the bucket of a subject under a policy. It does not depend on the limit, nor on resets: the name may be kept.
 func (l *Limiter) Bucket(policy string, rule Rule, subject []byte) BucketID {
 	return bucketID(&l.cfg.BucketKey, policy, rule, subject)
 }

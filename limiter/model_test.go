@@ -1,8 +1,10 @@
 package limiter
 
 import (
+	"maps"
 	"math/big"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -85,14 +87,17 @@ func checkModel(t *testing.T, data []byte) {
 		ids[i] = bucketID(&[16]byte{1}, "p", rules[i], []byte{byte(i)})
 	}
 	l := newTestLedger("a", 1)
-	l.setState(State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a"}}}})
 	m := &model{used: map[modelKey]int64{}}
 	now, latest := int64(testStart), int64(testStart)
+	st := State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a"}}}}
 	type taken struct {
 		charges []Charge
 		on      []int
 		ms      int64
+		resets  []uint64 // of each bucket, before it was taken
 	}
+	l.setState(st)
+	resets, generation := make([]uint64, len(rules)), uint64(0)
 	var done []taken
 	for len(s.data) > 0 {
 		switch s.below(12) {
@@ -118,10 +123,20 @@ func checkModel(t *testing.T, data []byte) {
 				if kept {
 					l.refund(r.charges)
 					for i, b := range r.on {
-						m.used[modelKey{b, r.ms / w(i)}] -= r.charges[i].Cost
+						if r.resets[b] == resets[b] { // else a reset has forgotten it
+							m.used[modelKey{b, r.ms / w(i)}] -= r.charges[i].Cost
+						}
 					}
 				}
 			}
+		case 6: // a reset
+			b := int(s.below(int64(len(rules))))
+			maps.DeleteFunc(m.used, func(k modelKey, _ int64) bool { return k.bucket == b })
+			generation++
+			resets[b] = generation
+			st.Resets = slices.DeleteFunc(slices.Clone(st.Resets), func(r Reset) bool { return r.Bucket == ids[b] })
+			st.Resets = append(st.Resets, Reset{Bucket: ids[b], Generation: resets[b]})
+			l.setState(st)
 		case 5:
 			for i := range l.shards {
 				l.sweepShard(&l.shards[i], 64)
@@ -161,7 +176,7 @@ func checkModel(t *testing.T, data []byte) {
 			m.checkVerdict(t, b, rules[b], now, charges[i].Cost, wants[i], verdicts[i], len(on) == 1 && now == latest)
 		}
 		if got == Admitted {
-			done = append(done, taken{charges, on, now})
+			done = append(done, taken{charges, on, now, slices.Clone(resets)})
 		}
 	}
 }

@@ -15,6 +15,7 @@ type rosterView struct {
 type view struct {
 	horizon int64
 	rosters []rosterView // oldest first
+	gens    *generations // nil for none
 }
 
 // governing is the roster that governs a window beginning at begin, nil where none does.
@@ -101,9 +102,13 @@ func newView(s State, peers *peerTable, self string) *view {
 	return v
 }
 
-// older says whether v was read at an earlier log index than w. Both only ever grow, so either regressing tells.
+// older says whether v was read at an earlier log index than w. All of it only ever grows, so any of it regressing tells:
+// the newest reset is never dropped.
 func (v *view) older(w *view) bool {
 	if v.horizon < w.horizon {
+		return true
+	}
+	if w.gens != nil && (v.gens == nil || v.gens.newest < w.gens.newest) {
 		return true
 	}
 	if len(w.rosters) == 0 {

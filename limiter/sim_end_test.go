@@ -54,9 +54,9 @@ func (s *sim) pour(b int, rule Rule) {
 	w := rule.Window * 1000
 	begin := s.now - s.now%w + 3*w
 	s.advance(begin - s.now)
-	n := begin / w
 	members := func(i int) *simNode { return s.nodes[s.members[i%len(s.members)]] }
-	used := func() int64 { return s.at(b, n).used }
+	key := s.key(members(0), b, begin)
+	used := func() int64 { return s.at(key).used }
 	quiet := func() {
 		for _, i := range s.members {
 			s.news(s.nodes[i])

@@ -11,36 +11,40 @@ import (
 type op uint8
 
 const (
-	opAdvance op = iota // a milliseconds pass
-	opEdge              // time moves to a milliseconds before the next edge of bucket other's window
-	opTake              // a requests at node, or where toX says, for bucket other or someX, by a clock read b milliseconds ago
-	opHorizon           // the leader commits a horizon a milliseconds ahead of its clock
-	opLeader            // node leads from now on
-	opJoin              // node joins the roster, and starts if it never ran
-	opRemove            // node is removed, whether it runs or not
-	opReplace           // node is removed and a new one joins in its place, in one entry
-	opReorder           // the roster is committed anew in another order
-	opLearn             // node applies a more entries of the log
-	opLate              // from now on node learns of entries only by opLearn (a = 1), or as they come (a = 0)
-	opLimit             // bucket other's limit is a from now on
-	opCrash             // kill -9
-	opStart             // node starts as a says (startKeep and others), having lost the last b entries that it applied
-	opClock             // node's clock is a milliseconds ahead of the true time from now on
-	opPause             // node stops; its clock goes on, and what is sent to it waits
-	opResume            // and goes on
-	opCut               // packets from node to other are lost; with a = 1 both ways
-	opSplit             // the nodes are cut in two groups
-	opHeal              // nothing is cut any more
-	opNet               // a per cent of packets are lost, b per cent repeated, other milliseconds delay at most
-	opReplay            // a packets of any age are sent again
-	opNews              // node sends its counters
-	opSweep             // node forgets what has ended
-	opRefund            // node gives back the units of an admitted request
-	opStall             // node's disk takes no mark (a = 1), or does again
+	opAdvance  op = iota // a milliseconds pass
+	opEdge               // time moves to a milliseconds before the next edge of bucket other's window
+	opTake               // a requests at node, or where toX says, for bucket other or someX, by a clock read b milliseconds ago
+	opHorizon            // the leader commits a horizon a milliseconds ahead of its clock
+	opLeader             // node leads from now on
+	opJoin               // node joins the roster, and starts if it never ran
+	opRemove             // node is removed, whether it runs or not
+	opReplace            // node is removed and a new one joins in its place, in one entry
+	opReorder            // the roster is committed anew in another order
+	opLearn              // node applies a more entries of the log
+	opLate               // from now on node learns of entries only by opLearn (a = 1), or as they come (a = 0)
+	opLimit              // bucket other's limit is a from now on
+	opCrash              // kill -9
+	opStart              // node starts as a says (startKeep and others), having lost the last b entries that it applied
+	opClock              // node's clock is a milliseconds ahead of the true time from now on
+	opPause              // node stops; its clock goes on, and what is sent to it waits
+	opResume             // and goes on
+	opCut                // packets from node to other are lost; with a = 1 both ways
+	opSplit              // the nodes are cut in two groups
+	opHeal               // nothing is cut any more
+	opNet                // a per cent of packets are lost, b per cent repeated, other milliseconds delay at most
+	opReplay             // a packets of any age are sent again
+	opNews               // node sends its counters
+	opSweep              // node forgets what has ended
+	opRefund             // node gives back the units of an admitted request
+	opReset              // bucket other is reset
+	opHandBack           // bucket other gets its first name back
+	opForget             // the reset of bucket other is forgotten, if it was handed back long ago
+	opStall              // node's disk takes no mark (a = 1), or does again
 )
 
 var opNames = [...]string{"advance", "edge", "take", "horizon", "leader", "join", "remove", "replace", "reorder", "learn", "late",
-	"limit", "crash", "start", "clock", "pause", "resume", "cut", "split", "heal", "net", "replay", "news", "sweep", "refund", "stall"}
+	"limit", "crash", "start", "clock", "pause", "resume", "cut", "split", "heal", "net", "replay", "news", "sweep", "refund", "reset", "hand back",
+	"forget", "stall"}
 
 const (
 	toAttacker = -1 // goes to another node at each refusal
@@ -201,6 +205,12 @@ func (s *sim) do(st step) {
 		if runs {
 			s.refund(n)
 		}
+	case opReset:
+		s.commitReset(st.other)
+	case opHandBack:
+		s.commitHandBack(st.other)
+	case opForget:
+		s.commitForget(st.other)
 	case opStall:
 		n.stalled = st.a == 1
 	}
@@ -292,6 +302,7 @@ type rates struct {
 	crash, reboot int // reboot: per cent of the starts
 	rosters       int
 	limits        int
+	resets        int
 	clocks        int
 	skew          int64
 	late          int
@@ -347,6 +358,7 @@ func randomSchedule(seed uint64) *schedule {
 		r.skew = int64(g.pick(0, 50, 900, 10_000, 70_000))
 		r.crash, r.reboot = g.pick(0, 5, 20, 60), g.pick(0, 30, 100)
 		r.rosters, r.limits, r.clocks = g.pick(0, 0, 5, 20), g.pick(0, 0, 10), g.pick(0, 5, 30)
+		r.resets = g.pick(0, 0, 10, 40)
 		r.stalls, r.refunds, r.stale = g.pick(0, 0, 20), g.pick(0, 30), g.pick(0, 0, 5)
 	}
 	o.skew = r.skew
@@ -435,6 +447,15 @@ func (g *planner) faults() {
 			limit = 1 + g.rng.Int64N(2*g.p.opt.buckets[b].rule.Limit)
 		}
 		g.add(step{op: opLimit, other: b, a: min(limit, maxLimit)})
+	}
+	if g.chance(r.resets) {
+		g.add(step{op: opReset, other: g.anyBucket()})
+	}
+	if g.chance(r.resets) {
+		g.add(step{op: opHandBack, other: g.anyBucket()})
+	}
+	if g.chance(r.resets) {
+		g.add(step{op: opForget, other: g.anyBucket()})
 	}
 	if r.skew > 0 && g.chance(r.clocks) {
 		g.add(step{op: opClock, node: node, a: g.offset()})

@@ -48,7 +48,7 @@ type simRequest struct {
 	w        *waiter
 	since    int64
 	stale    int64 // milliseconds between the reading of the clock and the decision
-	windows  []int64
+	windows  []simKey
 }
 
 type simNode struct {
@@ -76,9 +76,22 @@ type simNode struct {
 // simSaid is the last Remaining that a node named for a bucket.
 type simSaid struct{ n, remaining, ms, limit int64 }
 
+// simName is a bucket in one of its generations; 0 is the first, to which it may be handed back.
+type simName struct {
+	bucket     int
+	generation uint64
+}
+
+// simKey is a window of it.
 type simKey struct {
-	bucket int
-	n      int64
+	simName
+	n int64
+}
+
+// simHandBack is the end of a generation: the windows from until on have the first name.
+type simHandBack struct {
+	simName
+	until int64
 }
 
 type simTally struct {
@@ -99,6 +112,8 @@ type sim struct {
 	nodes   []*simNode
 	buckets []simBucket
 	earlier []int64 // the limit of each bucket before its last change
+	names   map[BucketID]simName
+	handed  []simHandBack
 	cut     map[[2]int]bool
 	loss    int
 	repeat  int
@@ -137,8 +152,10 @@ func newSim(seed uint64, opt simOptions) *sim {
 	pcg := rand.NewPCG(seed, 77)
 	s := &sim{opt: opt, pcg: pcg, rng: rand.New(pcg), tally: map[simKey]*simTally{}, cut: map[[2]int]bool{},
 		loss: opt.loss, repeat: opt.repeat, delay: opt.delay, buckets: slices.Clone(opt.buckets)}
-	for _, b := range s.buckets {
+	s.names = map[BucketID]simName{}
+	for i, b := range s.buckets {
 		s.earlier = append(s.earlier, b.rule.Limit)
+		s.names[b.id] = simName{bucket: i}
 	}
 	s.now = simStart + s.rng.Int64N(120_000)
 	s.members = s.rng.Perm(opt.nodes)
@@ -181,7 +198,7 @@ func (s *sim) start(n *simNode, how int) {
 		n.words = nil
 	}
 	boot := strconv.Itoa(n.boot)
-	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 1000, startMark: n.mark, lostThrough: n.mark}
+	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 16_000, startMark: n.mark, lostThrough: n.mark}
 	ok := false
 	if n.words != nil {
 		var lost int64
@@ -276,6 +293,60 @@ func (s *sim) commitRoster() {
 	s.logf("roster %v from %d", r.Nodes, r.FromMillis)
 }
 
+// commitReset gives bucket b a new generation.
+func (s *sim) commitReset(b int) {
+	r := Reset{Bucket: s.buckets[b].id, Generation: uint64(len(s.log) + 1)}
+	s.names[generationID(r.Bucket, r.Generation)] = simName{b, r.Generation}
+	s.changeResets(b, func(Reset) (Reset, bool) { return r, true }, r)
+	s.logf("bucket %d reset, generation %d", b, r.Generation)
+}
+
+// commitHandBack ends bucket b's generation at the present horizon, if it is in force.
+func (s *sim) commitHandBack(b int) {
+	s.changeResets(b, func(r Reset) (Reset, bool) {
+		if r.UntilMillis == 0 && s.horizon > 0 {
+			r.UntilMillis = s.horizon
+			s.handed = append(s.handed, simHandBack{simName{b, r.Generation}, r.UntilMillis})
+			s.logf("bucket %d handed back at %d", b, r.UntilMillis)
+		}
+		return r, true
+	})
+}
+
+// commitForget drops what was handed back so long ago that nothing from before counts, by any clock of the schedule.
+func (s *sim) commitForget(b int) {
+	w := s.buckets[b].rule.Window * 1000
+	s.changeResets(b, func(r Reset) (Reset, bool) {
+		newest := s.log[len(s.log)-1].Resets
+		last := slices.MaxFunc(newest, func(x, y Reset) int { return int(x.Generation) - int(y.Generation) })
+		gone := r.UntilMillis != 0 && r.UntilMillis+2*w+200_000 < s.horizon && r.Generation != last.Generation
+		if gone {
+			s.logf("generation %d of bucket %d is forgotten", r.Generation, b)
+		}
+		return r, !gone
+	})
+}
+
+// changeResets commits the list with change made to bucket b's reset, or with more added where there is none.
+func (s *sim) changeResets(b int, change func(Reset) (Reset, bool), more ...Reset) {
+	st := s.log[len(s.log)-1]
+	var list []Reset
+	for _, r := range st.Resets {
+		keep := true
+		if r.Bucket == s.buckets[b].id {
+			more = nil
+			r, keep = change(r)
+		}
+		if keep {
+			list = append(list, r)
+		}
+	}
+	if list = append(list, more...); !slices.Equal(list, st.Resets) {
+		st.Resets = list
+		s.log = append(s.log, st)
+	}
+}
+
 // learn lets n apply up to count more entries of the log.
 func (s *sim) learn(n *simNode, count int) {
 	to := min(n.applied+count, len(s.log))
@@ -361,33 +432,36 @@ func (s *sim) hand(p simPacket) {
 	var out outbox
 	n.led.receive(s.instant(n), s.nodes[p.from].id, p.data, &out)
 	if given != nil && *given != before {
-		b := s.bucket(m.id)
-		s.saw(b, m.n, s.clock(n))
-		s.logf("%s gives %d grains of bucket %d window %d to n%d", n.id, *given-before, b, m.n, p.from)
+		k := simKey{s.names[m.id], m.n}
+		s.saw(k, s.clock(n))
+		s.logf("%s gives %d grains of %+v to n%d", n.id, *given-before, k, p.from)
 	}
 	s.transmit(n, &out)
 	s.retry(n)
 }
 
-func (s *sim) bucket(id BucketID) int {
-	return slices.IndexFunc(s.buckets, func(b simBucket) bool { return b.id == id })
+// key is the window of a request for bucket b at ms by n's clock, in the generation that n knows.
+func (s *sim) key(n *simNode, b int, ms int64) simKey {
+	rule := s.buckets[b].rule
+	name := n.led.view.Load().name(s.buckets[b].id, rule.Window, ms)
+	return simKey{s.names[name], span(rule.Window * 1000).at(ms)}
 }
 
-func (s *sim) at(b int, n int64) *simTally {
-	k := simKey{b, n}
+func (s *sim) at(k simKey) *simTally {
 	t := s.tally[k]
 	if t == nil {
-		t = &simTally{view: s.buckets[b].rule.Window * 1000}
+		t = &simTally{view: s.buckets[k.bucket].rule.Window * 1000}
 		s.tally[k] = t
 	}
 	return t
 }
 
 // saw notes that a node decided in window n by its clock, which weighed n−1 in n, and n in n+1 where that was open.
-func (s *sim) saw(b int, n, clock int64) {
-	for _, m := range []int64{n, n + 1} {
-		t := s.at(b, m)
-		t.view = min(t.view, span(s.buckets[b].rule.Window*1000).inView(m, clock))
+func (s *sim) saw(k simKey, clock int64) {
+	for range 2 {
+		t := s.at(k)
+		t.view = min(t.view, span(s.buckets[k.bucket].rule.Window*1000).inView(k.n, clock))
+		k.n++
 	}
 }
 
@@ -400,17 +474,20 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 	case Admitted:
 		s.admitted++
 		for i := range r.charges {
-			c := &r.charges[i]
-			s.at(r.on[i], r.windows[i]).used += c.Cost
-			s.saw(r.on[i], r.windows[i], s.clock(n)-r.stale)
-			s.logf("%s admits %d of %d, bucket %d window %d", n.id, c.Cost, c.Rule.Limit, r.on[i], r.windows[i])
-			if c.charged != r.windows[i]+1 {
-				s.fail("charge: an admitted charge is noted in window %d, not %d", c.charged-1, r.windows[i])
+			c, k := &r.charges[i], r.windows[i]
+			s.at(k).used += c.Cost
+			s.saw(k, s.clock(n)-r.stale)
+			s.logf("%s admits %d of %d, %+v", n.id, c.Cost, c.Rule.Limit, k)
+			if c.charged != k.n+1 || s.names[c.id] != k.simName {
+				s.fail("charge: an admitted charge is noted in %+v window %d, not %+v", s.names[c.id], c.charged-1, k)
 			}
 		}
-		for i := range r.charges {
-			s.check(r.on[i], r.windows[i])
-			s.check(r.on[i], r.windows[i]+1)
+		for _, k := range r.windows {
+			s.check(k)
+			k.n++
+			s.check(k)
+			k.generation = 0
+			s.check(k)
 		}
 		if len(n.done) < 64 {
 			n.done = append(n.done, *r)
@@ -446,11 +523,11 @@ func (s *sim) checkVerdict(n *simNode, r *simRequest, i int, whole Outcome) {
 	// I4: inside a window Remaining rises only by what slid out for the clock furthest ahead, and a unit for rounding.
 	b := r.on[i]
 	sp := span(c.Rule.Window * 1000)
-	now := simSaid{r.windows[i], v.Remaining, s.clock(n) - r.stale, c.Rule.Limit}
+	now := simSaid{r.windows[i].n, v.Remaining, s.clock(n) - r.stale, c.Rule.Limit}
 	if old, ok := n.said[b]; ok && old.n == now.n && old.limit == now.limit && now.ms >= old.ms {
 		most := old.remaining
 		if c.Rule.Algorithm == SlidingWindow {
-			prev := s.at(b, now.n-1).used
+			prev := s.at(simKey{r.windows[i].simName, now.n - 1}).used
 			most += sp.weigh(prev, now.n, old.ms) - sp.weigh(prev, now.n, now.ms+2*s.opt.skew) + 1
 		}
 		if now.remaining > most {
@@ -465,13 +542,13 @@ func (s *sim) checkVerdict(n *simNode, r *simRequest, i int, whole Outcome) {
 }
 
 // check is I1, exactly: used(n) · W + view · used(n−1) ≤ limit · W.
-func (s *sim) check(b int, n int64) {
-	t := s.tally[simKey{b, n}]
+func (s *sim) check(k simKey) {
+	t := s.tally[k]
 	if t == nil || t.used <= 0 {
 		return
 	}
-	rule := s.buckets[b].rule
-	before := s.tally[simKey{b, n - 1}]
+	rule := s.buckets[k.bucket].rule
+	before := s.tally[s.before(k)]
 	if rule.Algorithm == FixedWindow || before == nil {
 		before = &simTally{}
 	}
@@ -484,9 +561,24 @@ func (s *sim) check(b int, n int64) {
 	hi += h2 + carry
 	mostHi, mostLo := bits.Mul64(uint64(limit), w)
 	if hi > mostHi || hi == mostHi && lo > mostLo {
-		s.fail("I1: bucket %d (%+v) window %d: used %d, before %d of which %d/%d in view, limit %d",
-			b, rule, n, t.used, before.used, t.view, w, limit)
+		s.fail("I1: %+v (%+v): used %d, before %d of which %d/%d in view, limit %d",
+			k, rule, t.used, before.used, t.view, w, limit)
 	}
+}
+
+// before is the window before k: where a bucket was handed back at k's beginning, that of its last generation.
+func (s *sim) before(k simKey) simKey {
+	prev := simKey{k.simName, k.n - 1}
+	if k.generation != 0 {
+		return prev
+	}
+	w := span(s.buckets[k.bucket].rule.Window * 1000)
+	for _, h := range s.handed {
+		if h.bucket == k.bucket && w.begin(prev.n) < h.until && h.until <= w.begin(k.n) {
+			prev.simName = h.simName
+		}
+	}
+	return prev
 }
 
 // newRequest makes a request for the buckets on, at the limits that the node goes by.
@@ -500,7 +592,7 @@ func (s *sim) newRequest(on []int, cost func(limit int64) int64, old bool) *simR
 		r.charges = append(r.charges, Charge{Bucket: s.buckets[i].id, Rule: rule, Cost: cost(rule.Limit)})
 	}
 	r.verdicts = make([]Verdict, len(on))
-	r.windows = make([]int64, len(on))
+	r.windows = make([]simKey, len(on))
 	return r
 }
 
@@ -518,8 +610,8 @@ func (s *sim) attempt(n *simNode, r *simRequest) Outcome {
 	t.ms -= r.stale
 	for i := range r.charges {
 		c := &r.charges[i]
-		r.windows[i] = span(c.Rule.Window * 1000).at(t.ms)
-		tally := s.at(r.on[i], r.windows[i])
+		r.windows[i] = s.key(n, r.on[i], t.ms)
+		tally := s.at(r.windows[i])
 		tally.limit = max(tally.limit, c.Rule.Limit) // in force from the asking on, not from the answer
 	}
 	var out outbox
@@ -558,7 +650,7 @@ func (s *sim) refund(n *simNode) {
 	r := n.done[i]
 	n.done = slices.Delete(n.done, i, i+1)
 	for i := range r.charges {
-		s.at(r.on[i], r.windows[i]).used -= r.charges[i].Cost
+		s.at(r.windows[i]).used -= r.charges[i].Cost
 	}
 	n.led.refund(r.charges)
 	n.led.refund(r.charges) // a second one gives nothing

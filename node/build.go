@@ -204,11 +204,18 @@ func (n *Node) openLimiter(secrets *state.ClusterSecrets) (*limiter.Limiter, err
 	return l, nil
 }
 
-// limiterState maps the replicated state of shares.
-func limiterState(l state.LimiterState) limiter.State {
+// limiterState maps the replicated state of shares. The two parts may be of different indexes: which buckets were reset
+// has nothing to do with who holds shares, and a part that is older than what is known comes with a newer one later.
+func limiterState(l state.LimiterState, resets []state.Reset) limiter.State {
 	out := limiter.State{HorizonMillis: l.Horizon, Rosters: make([]limiter.Roster, len(l.Rosters))}
 	for i, r := range l.Rosters {
 		out.Rosters[i] = limiter.Roster{Index: r.Index, FromMillis: r.From, Nodes: r.Nodes}
+	}
+	if len(resets) > 0 {
+		out.Resets = make([]limiter.Reset, len(resets))
+		for i, r := range resets {
+			out.Resets[i] = limiter.Reset{Bucket: limiter.BucketID(r.Bucket), Generation: r.Generation, UntilMillis: r.Until}
+		}
 	}
 	return out
 }

@@ -320,7 +320,7 @@ func (n *Node) followState(ctx context.Context) {
 	defer cancel()
 	for {
 		if l := n.limits.limiter.Load(); l != nil {
-			l.SetState(limiterState(n.fsm.Limiter()))
+			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
 		}
 		n.refreshBook()
 		select {
@@ -346,12 +346,12 @@ func (n *Node) startLimiter(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			l.SetState(limiterState(n.fsm.Limiter()))
+			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
 			receive := l.Receive
 			n.gossip.receive.Store(&receive)
 			n.limits.limiter.Store(l)
 			// The state may have moved between the reading and the publishing: from here on followState sees to it.
-			l.SetState(limiterState(n.fsm.Limiter()))
+			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
 			return nil
 		}
 		// Only the first leader of a new cluster is waited for.
