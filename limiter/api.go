@@ -86,7 +86,8 @@ type Reset struct {
 	UntilMillis int64
 }
 
-// State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index.
+// State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index,
+// resets at that one or a later.
 type State struct {
 	// HorizonMillis is the newest horizon applied here, in Unix milliseconds: a node has a base share only in windows
 	// that begin before it.

@@ -204,8 +204,7 @@ func (n *Node) openLimiter(secrets *state.ClusterSecrets) (*limiter.Limiter, err
 	return l, nil
 }
 
-// limiterState maps the replicated state of shares. The two parts may be of different indexes: which buckets were reset
-// has nothing to do with who holds shares, and a part that is older than what is known comes with a newer one later.
+// limiterState maps the replicated state of shares. resets must have been read after l.
 func limiterState(l state.LimiterState, resets []state.Reset) limiter.State {
 	out := limiter.State{HorizonMillis: l.Horizon, Rosters: make([]limiter.Roster, len(l.Rosters))}
 	for i, r := range l.Rosters {

@@ -119,6 +119,15 @@ func orFirst(err, other error) error {
 // publish makes what was committed known, in the order that readers rely on: state (committed), epoch, applied index.
 func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
 	f.at = at
+	if b.renamed {
+		txn := db.NewTransaction(false)
+		resets, err := readResets(txn)
+		txn.Discard()
+		if err != nil {
+			return err
+		}
+		f.resets.Store(&resets) // before the horizon, see Resets
+	}
 	if b.announced {
 		limiter := new(state.LimiterState)
 		value, err := readOne(db, keyLimiter)
@@ -131,15 +140,6 @@ func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
 			}
 		}
 		f.limiter.Store(limiter)
-	}
-	if b.renamed {
-		txn := db.NewTransaction(false)
-		resets, err := readResets(txn)
-		txn.Discard()
-		if err != nil {
-			return err
-		}
-		f.resets.Store(&resets)
 	}
 	if b.raised {
 		f.epoch.Add(1)

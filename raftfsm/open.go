@@ -206,8 +206,8 @@ func (f *FSM) adopt(h *handle) error {
 	}
 	f.at = at
 	f.requests = requestQueue{}
-	f.limiter.Store(limiter)
 	f.resets.Store(&resets)
+	f.limiter.Store(limiter)
 	if old := f.current.Swap(h); old != nil {
 		f.retire(old)
 	}
@@ -320,7 +320,8 @@ func (f *FSM) Limiter() state.LimiterState {
 }
 
 // Resets lists the generations of buckets as of the last applied entry, by the buckets' names. Wait-free; what is
-// returned is shared and must not be changed.
+// returned is shared and must not be changed. Read after Limiter, it is of the same index or a later one: a node that goes by
+// a horizon must know every handing back before it in the log.
 func (f *FSM) Resets() []state.Reset { return *f.resets.Load() }
 
 // Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets or the nodes;
