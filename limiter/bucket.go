@@ -143,8 +143,12 @@ type standing struct {
 	charge int64
 	room   int64 // what may be spent or given now; may be negative
 	// undecided: the node cannot tell without risking the limit. room is 0 then.
-	undecided bool
+	undecided   bool
+	undecidedBy Reason
+	lost        bool // the base is 0 since what was done in the window cannot be proven
 }
+
+func undecided(why Reason) standing { return standing{undecided: true, undecidedBy: why} }
 
 // stand reckons the rule for window n of b at limit: after spending or giving x ≤ room units,
 //
@@ -156,24 +160,24 @@ func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant)
 	begin := b.span.begin(n)
 	mark := l.markMillis()
 	if t.ms > mark || begin > mark {
-		s.undecided = true
-		return s
+		return undecided(ReasonMark)
 	}
 	r := v.governing(begin)
-	if r == nil || begin >= v.horizon && !l.available {
-		s.undecided = true
-		return s
+	if r == nil {
+		return undecided(ReasonRoster)
+	}
+	if begin >= v.horizon && !l.available {
+		return undecided(ReasonHorizon)
 	}
 	win := b.find(n)
 	if win == nil && l.gone(sh, b, n) {
-		s.undecided = true
-		return s
+		return undecided(ReasonGone)
 	}
 	lost := win != nil && win.lost || win == nil && l.lostWindow(sh, b, n)
 	if win != nil {
 		s.net = win.net()
 	}
-	if !lost {
+	if s.lost = lost; !lost {
 		s.base = l.share(b, r, limit)
 	}
 	if b.alg != SlidingWindow {
@@ -228,7 +232,7 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 		// There is no base in n+1 yet. Where it is known that nothing was spent or given there, nothing relied on the charge
 		// either, and the rule will be reckoned when something is.
 		if lost || next != nil && next.touched() {
-			*s = standing{undecided: true}
+			*s = undecided(ReasonOpenNext)
 		}
 		return
 	}

@@ -214,7 +214,9 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 	}
 	if !pending {
 		for i := range charges {
-			l.report(v, &charges[i], &verdicts[i], t, outcome)
+			if why := l.report(v, &charges[i], &verdicts[i], t, outcome, w == nil); why != 0 {
+				l.shards[shardOf(&charges[i].Bucket)].note(&charges[i], t.ms, why)
+			}
 		}
 	}
 	l.unlock(mask)
@@ -309,8 +311,9 @@ func (sh *shard) touch(b *bucket, limit int64, win *window) {
 	}
 }
 
-// report fills the verdict but for its outcome, after the charge or without it.
-func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole Outcome) {
+// report fills the verdict but for its outcome, after the charge or without it, and says why it does not admit, 0 where it
+// does. last says that the request has waited in vain.
+func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole Outcome, last bool) (why Reason) {
 	sh := &l.shards[shardOf(&c.Bucket)]
 	verdict.Limit = c.Rule.Limit
 	verdict.Remaining, verdict.RetryAfter, verdict.Waited = 0, 0, false
@@ -323,20 +326,20 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	}
 	if !validCharge(c) {
 		verdict.ResetAt, verdict.RetryAfter = t.ms/1000+1, 1
-		return
+		return 0
 	}
 	s := span(c.Rule.Window * 1000)
 	n := s.at(t.ms)
 	verdict.ResetAt = s.end(n) / 1000
 	if verdict.Outcome == Undecided {
 		verdict.RetryAfter = 1
-		return
+		return l.whyUndecided(v, c, t)
 	}
 	_, b := l.at(c)
 	if b == nil {
 		// It spent nothing, and made room for another charge of this very request: all that is known is the window.
 		verdict.RetryAfter = max((s.end(n)-t.ms+999)/1000, 1)
-		return
+		return 0
 	}
 	st := l.stand(sh, v, b, n, c.Rule.Limit, t)
 	var sv survey
@@ -347,7 +350,9 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 		verdict.Remaining = min(verdict.Remaining, c.Cost-1)
 		at := sv.retryMillis(b, n, c.Cost*grains, t.ms)
 		verdict.RetryAfter = max((at-t.ms+999)/1000, 1)
+		return l.whyRefused(v, b, c, &st, t, last)
 	}
+	return 0
 }
 
 // peek is take without the charge, the waiting and the asking. What peers are believed to have counts as there.
@@ -372,7 +377,7 @@ func (l *ledger) peek(t instant, charge Charge) Verdict {
 		verdict.Outcome = Admitted
 	}
 	saved := sh.stats
-	l.report(v, c, &verdict, t, verdict.Outcome)
+	l.report(v, c, &verdict, t, verdict.Outcome, false)
 	sh.stats = saved
 	return verdict
 }

@@ -36,6 +36,7 @@ type shard struct {
 	// Buckets with news for the others; those near their limit first.
 	hot, cold []int32
 	stats     shardStats
+	refusals  [refusalSlots]refusalNote
 	closed    bool // nothing may be decided or recorded any more
 }
 
