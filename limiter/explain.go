@@ -1,7 +1,5 @@
 package limiter
 
-import "slices"
-
 // Reason is why a request was not admitted. The numbers cross the wire between nodes: never change or reuse one.
 type Reason uint8
 
@@ -42,7 +40,7 @@ const (
 type Milli int64
 
 // Explanation is what one node holds and believes of a bucket at one instant. All times are Unix milliseconds by the
-// node's clock.
+// node's clock. The names of its fields, and of those of its parts, are on the wire between nodes: never change one.
 type Explanation struct {
 	Bucket     BucketID // its first name
 	Generation uint64   // of the last reset, 0 for none
@@ -278,45 +276,64 @@ func (l *Limiter) Explain(bucket BucketID, rule Rule) (e Explanation, ok bool) {
 	return l.ledger.explain(l.instant(), bucket, rule)
 }
 
-// NextPass is when cost units of a bucket would pass at the earliest, in Unix milliseconds, if nobody else spends any:
-// reckoned from what each node says of its own part at about one time, and so exact where all did. Parts of other windows
-// than the first one's are left out, and so is what a node that said nothing may hold.
-func NextPass(parts []Explanation, cost int64) int64 {
-	if len(parts) == 0 {
-		return 0
+// Total is a bucket in the whole cluster.
+type Total struct {
+	Used, UsedBefore Milli // in the window, and in the one before
+	Remaining        int64 // whole units
+	// NextMillis is when a request would pass at the earliest, in Unix milliseconds, if nobody else spends any; 0 where none
+	// ever does, or no node can decide.
+	NextMillis int64
+}
+
+// Sum puts together what each node says of itself at about one time, and so is exact where all did; what a node holds that
+// said nothing is left out, and so are windows other than the first part's. cost is that of the request to come.
+func Sum(parts []Explanation, cost int64) (total Total) {
+	if len(parts) == 0 || !validRule(&parts[0].Rule) {
+		return total
 	}
 	first := &parts[0]
 	b := newBucket(first.Bucket, first.Rule)
 	now, limit := first.AtMillis, first.Rule.Limit
-	if cost > limit || !validRule(&first.Rule) {
-		return 0
-	}
 	var sv survey
-	var spare int64
+	var room, spare int64
 	sv.coarse = coarse(limit, len(parts))
 	for i := range parts {
 		e := &parts[i]
-		if e.Window != first.Window || e.Undecided != 0 {
+		if e.Window != first.Window {
 			continue
 		}
-		o := outlook{base: int64(e.Base), net: int64(e.Used + e.Given - e.Received), charge: int64(e.Charge)}
+		total.Used, total.UsedBefore = total.Used+e.Used, total.UsedBefore+e.UsedBefore
+		if e.Undecided != 0 {
+			continue
+		}
+		o := outlook{used: int64(e.Used), prevUsed: int64(e.UsedBefore), base: int64(e.Base), net: int64(e.Used + e.Given - e.Received), charge: int64(e.Charge)}
 		sv.add(o)
+		room += max(int64(e.Room), 0)
 		if first.Rule.Algorithm == SlidingWindow {
 			spare += sv.free(&o, b.span, first.Window, now)
 		} else {
 			spare += max(o.base-o.net, 0)
 		}
 	}
-	switch {
-	case sv.count == 0:
-		return 0
-	case spare >= cost*grains:
-		return now
-	case first.Rule.Algorithm == FixedWindow || first.Rule.Algorithm == SlidingWindow:
-		return sv.retryMillis(b, first.Window, cost*grains, now)
+	windows := first.Rule.Algorithm == FixedWindow || first.Rule.Algorithm == SlidingWindow
+	if total.Remaining = room / grains; windows {
+		sv.used, sv.prevUsed = int64(total.Used), int64(total.UsedBefore)
+		total.Remaining = sv.remaining(b, first.Window, limit, now)
 	}
-	next := slices.MinFunc(parts, func(a, b Explanation) int { return int(min(max(a.NextMillis-b.NextMillis, -1), 1)) })
-	return next.NextMillis
+	switch {
+	case sv.count == 0 || cost > limit:
+	case windows && spare >= cost*grains, !windows && room >= cost*grains:
+		total.NextMillis = now
+	case windows:
+		total.NextMillis = sv.retryMillis(b, first.Window, cost*grains, now)
+	default:
+		for i := range parts {
+			if at := parts[i].NextMillis; at != 0 && (total.NextMillis == 0 || at < total.NextMillis) {
+				total.NextMillis = at
+			}
+		}
+	}
+	return total
 }
 
 var reasonTexts = map[Reason]string{

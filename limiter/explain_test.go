@@ -72,7 +72,11 @@ func TestExplain_AddsUp(t *testing.T) {
 		if base != 10_000 || used != 10_000 || given != received || given == 0 {
 			t.Errorf("together: base %d, used %d, given %d, received %d", base, used, given, received)
 		}
-		next := NextPass(parts, 1)
+		sum := Sum(parts, 1)
+		if sum.Used != 10_000 || sum.UsedBefore != 0 || sum.Remaining != 0 {
+			t.Errorf("sum %+v", sum)
+		}
+		next := sum.NextMillis
 		if next <= testStart {
 			t.Fatalf("next at %d", next)
 		}
@@ -140,7 +144,7 @@ func TestExplain_Reasons(t *testing.T) {
 	if e := explain(t, c.node(0), rule, "beyond"); e.Undecided != ReasonHorizon || e.NextMillis != 0 {
 		t.Errorf("beyond the horizon: %+v", e)
 	}
-	if got := NextPass(explainAll(t, c, rule, "beyond"), 1); got != 0 {
+	if got := Sum(explainAll(t, c, rule, "beyond"), 1).NextMillis; got != 0 {
 		t.Errorf("nobody can decide, and yet the next passes at %d", got)
 	}
 	for why, text := range reasonTexts {
