@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sluice/limiter"
+	"sluice/raftfsm/state"
 )
 
 // credential is what is known of one good credential: an entry of the cache. It is immutable.
@@ -286,20 +287,27 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 			Method: MethodAPIKey, KeyID: k.ID, OrganizationID: k.OrganizationID, Scopes: k.Scopes, ExpiresAt: k.ExpiresAt,
 		},
 		scopes: []byte(strings.Join(k.Scopes, " ")),
-		policy: s.policies.apiKey,
 	}
-	group := s.policies.keys[""]
-	if plan := s.policies.keyPlans[org.Plan]; plan != nil {
-		cred.policy, group = plan, s.policies.keys[org.Plan]
-	}
-	if k.RateLimit > 0 && k.RateWindow > 0 {
-		cred.policy = newPolicy(policyAPIKey, s.policies.apiKey.index, limiter.Rule{
-			Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm,
-		})
-	}
+	var group *policyGroup
+	cred.policy, group = s.keyPolicy(k, org)
 	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(k.ID))
 	s.count(cred, group, k.OrganizationID)
 	return cred, nil
+}
+
+// keyPolicy is what limits a key: its own limit, its organization's plan, or the layer's policy; and what else counts its
+// requests.
+func (s *Server) keyPolicy(k *state.APIKey, org *state.Organization) (*policy, *policyGroup) {
+	p, group := s.policies.apiKey, s.policies.keys[""]
+	if plan := s.policies.keyPlans[org.Plan]; plan != nil {
+		p, group = plan, s.policies.keys[org.Plan]
+	}
+	if k.RateLimit > 0 && k.RateWindow > 0 {
+		p = newPolicy(policyAPIKey, s.policies.apiKey.index, limiter.Rule{
+			Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm,
+		})
+	}
+	return p, group
 }
 
 func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
@@ -349,17 +357,28 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 	if member != nil {
 		cred.role = member.Role
 	}
-	plan, counted, err := s.userPlan(user.ID, org)
+	p, group, counted, err := s.userPolicy(user.ID, org)
 	if err != nil {
 		return nil, err
 	}
-	cred.policy = s.policies.user
-	if plan != "" {
-		cred.policy = s.policies.userPlans[plan]
-	}
+	cred.policy = p
 	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(user.ID))
-	s.count(cred, s.policies.users[plan], counted)
+	s.count(cred, group, counted)
 	return cred, nil
+}
+
+// userPolicy is what limits a user whose token is of the organization own: a plan's policy or the layer's; what else counts
+// the requests, and for which organization.
+func (s *Server) userPolicy(userID, own string) (p *policy, group *policyGroup, organization string, err error) {
+	plan, organization, err := s.userPlan(userID, own)
+	if err != nil {
+		return nil, nil, "", err
+	}
+	p = s.policies.user
+	if plan != "" {
+		p = s.policies.userPlans[plan]
+	}
+	return p, s.policies.users[plan], organization, nil
 }
 
 // count notes what else counts a credential's requests. cred.bucket is named already: where the limiter is not there yet

@@ -84,6 +84,7 @@ const (
 	kindKey          = "api_key"
 	kindAnonymous    = "anonymous"
 	kindSystem       = "system"
+	kindOperator     = "operator" // whoever may call the admin listener
 	kindSession      = "session"
 	kindOrganization = "organization"
 	kindSigningKey   = "signing_key"

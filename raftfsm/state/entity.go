@@ -112,7 +112,7 @@ type AuditEvent struct {
 	ID             string `cbor:"1,keyasint"`
 	OrganizationID string `cbor:"2,keyasint"` // "" where no organization is concerned
 	Event          string `cbor:"3,keyasint"` // "user.registered", "api_key.revoked", ...
-	ActorType      string `cbor:"4,keyasint"` // "user", "api_key", "anonymous", "system"
+	ActorType      string `cbor:"4,keyasint"` // "user", "api_key", "anonymous", "system", "operator"
 	ActorID        string `cbor:"5,keyasint"`
 	SubjectType    string `cbor:"6,keyasint"` // "user", "organization", "api_key", "session", ...
 	SubjectID      string `cbor:"7,keyasint"`
