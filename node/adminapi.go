@@ -122,6 +122,9 @@ func plainHost(host string) bool {
 // api adds the calls under /v1/ to the listener.
 func (a *adminServer) api(mux *http.ServeMux) {
 	mux.Handle("GET /v1/cluster", a.read(a.cluster))
+	mux.Handle("GET /v1/limits/explain", a.read(a.explainGet))
+	mux.Handle("POST /v1/limits/explain", adminChange(a, a.explainPost))
+	mux.Handle("POST /v1/limits/reset", adminChange(a, a.resetLimits))
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)

@@ -515,6 +515,9 @@ func (n *Node) AppliedIndex() uint64 { return n.fsm.AppliedIndex() }
 // Rosters is what the log says about shares, as applied here.
 func (n *Node) Rosters() state.LimiterState { return n.fsm.Limiter() }
 
+// Resets lists the buckets that were reset, as applied here.
+func (n *Node) Resets() []state.Reset { return slices.Clone(n.fsm.Resets()) }
+
 // strict says whether a node cut off from the log opens no new window.
 func (n *Node) strict() bool { return n.cfg.Limits.OnIsolation != "available" }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"sluice/limiter"
 	"sluice/raftfsm/state"
 )
 
@@ -284,6 +285,10 @@ func (f *fakeService) serveJoin(context.Context, string, joinRequest) (joinReply
 	return joinReply{}, &refusedError{reason: "full"}
 }
 
+func (f *fakeService) serveExplain(req explainRequest) (explainReply, error) {
+	return explainReply{Buckets: []*limiter.Explanation{{Used: 1500, Cells: []limiter.CellView{{Peer: "b", Given: true}}}, nil}[:len(req.Buckets)]}, nil
+}
+
 func TestRPC(t *testing.T) {
 	t.Parallel()
 	server := credentials(t, "secret", "blue", time.Now)
@@ -309,6 +314,10 @@ func TestRPC(t *testing.T) {
 	}
 	if index, err := rpc.barrier(ctx, server.self.NodeID, time.Second); err != nil || index != 42 {
 		t.Errorf("barrier: %d, %v", index, err)
+	}
+	two := explainRequest{Buckets: make([]explainedBucket, 2)}
+	if reply, err := rpc.explain(ctx, server.self.NodeID, two); err != nil || reply.Buckets[1] != nil || reply.Buckets[0].Used != 1500 || !reply.Buckets[0].Cells[0].Given {
+		t.Errorf("explain: %+v, %v", reply, err)
 	}
 	var refused *refusedError
 	if _, err := rpc.join(ctx, server.self.NodeID, joinRequest{}); !errors.As(err, &refused) || refused.reason != "full" {

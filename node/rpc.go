@@ -23,6 +23,7 @@ const (
 	pathHello   = "/v1/hello"
 	pathJoin    = "/v1/join"
 	pathApplied = "/v1/applied"
+	pathExplain = "/v1/limits"
 )
 
 // Headers of the calls between nodes.
@@ -120,6 +121,8 @@ type peerService interface {
 	serveJoin(ctx context.Context, caller string, req joinRequest) (joinReply, error)
 	// serveApplied returns once this node has applied the entry at index.
 	serveApplied(ctx context.Context, index uint64) error
+	// serveExplain tells how buckets stand on this node.
+	serveExplain(req explainRequest) (explainReply, error)
 }
 
 var rpcDecoding = func() cbor.DecMode {
@@ -146,6 +149,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("POST "+pathBarrier, s.barrier)
 	mux.HandleFunc("POST "+pathJoin, s.join)
 	mux.HandleFunc("GET "+pathApplied, s.applied)
+	mux.HandleFunc("POST "+pathExplain, s.explain)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{

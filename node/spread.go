@@ -8,17 +8,18 @@ import (
 	"sluice/raftfsm/state"
 )
 
-// spreadPatience bounds how long the answer to a revocation waits for the other nodes. A node that has not applied it
+// spreadPatience bounds how long the answer to a revocation, or a reset of limits, waits for the other nodes. A node that has not applied it
 // by then is cut off or stands still; what it may still do is bounded by auth.max_staleness.
 const spreadPatience = 150 * time.Millisecond
 
-// narrows reports whether a command, applied with this result, may end or narrow what a credential can do.
+// narrows reports whether a command, applied with this result, may end or narrow what a credential can do, or lets a limit
+// count from nothing: until the other nodes know, they refuse what the operator has just allowed.
 func narrows(cmd state.Command, result state.Result) bool {
 	if result.Refused != "" || result.Replay != nil {
 		return false
 	}
 	switch cmd.(type) {
-	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey:
+	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket:
 		return true
 	case state.RefreshSession:
 		return result.Outcome == state.OutcomeReused
@@ -42,7 +43,7 @@ func (n *Node) spread(ctx context.Context, index uint64) {
 		wg.Go(func() {
 			if err := n.rpc.applied(ctx, m.ID, index); err != nil {
 				// Nothing can be done about it here: the member refuses by itself once its state is too old.
-				n.log.Debug("revocation not confirmed by a member", "peer", m.ID, "error", err)
+				n.log.Debug("change not confirmed by a member", "peer", m.ID, "error", err)
 			}
 		})
 	}

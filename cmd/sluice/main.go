@@ -27,6 +27,7 @@ const (
 func main() {
 	os.Exit(run(context.Background(), os.Args[1:], environment{
 		variables: os.Environ(),
+		stdin:     os.Stdin,
 		stdout:    os.Stdout,
 		stderr:    os.Stderr,
 	}))
@@ -34,7 +35,8 @@ func main() {
 
 // environment is what a command gets from outside.
 type environment struct {
-	variables      []string // as os.Environ gives them
+	variables      []string  // as os.Environ gives them
+	stdin          io.Reader // nil: there is none
 	stdout, stderr io.Writer
 }
 
@@ -43,6 +45,7 @@ type commandLine struct {
 	Node    nodeCommand    `cmd:"" help:"Run one node in the foreground."`
 	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
 	Cluster clusterCommand `cmd:"" help:"Look after a running cluster."`
+	Limits  limitsCommand  `cmd:"" help:"Explain or reset what limits count."`
 	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
 	Secret  secretCommand  `cmd:"" help:"Make secrets."`
 	Version versionCommand `cmd:"" help:"Print the version."`

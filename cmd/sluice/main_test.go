@@ -52,6 +52,8 @@ func TestRun_ExitCodes(t *testing.T) {
 		{[]string{"dev", "--nodes", "0"}, exitUsage, "", "--nodes: want 1 to 9, not 0"},
 		{[]string{"dev", "--port", "65535", "--nodes", "2", "--dir", t.TempDir()}, exitUsage, "", "--port: node 2 would be on port 65536"},
 		{[]string{"bench", "accuracy", "--help"}, exitDone, "--patterns", ""},
+		{[]string{"limits", "explain", "--help"}, exitDone, "--policy", ""},
+		{[]string{"limits", "reset"}, exitUsage, "", "<subject>"},
 		{[]string{"bench"}, exitUsage, "", "accuracy"},
 		{[]string{"bench", "accuracy", "--limit", "0"}, exitUsage, "", "limits: want 1 to 1000000, not 0"},
 		{[]string{"bench", "accuracy", "--patterns", "zigzag"}, exitUsage, "", "there is no \"zigzag\""},
