@@ -25,6 +25,7 @@ type LimitsQuery struct {
 	// KeySHA256 is the SHA-256 of an API key in hexadecimal digits, for those who have the key and not its id.
 	KeySHA256 string `json:"key_sha256,omitempty"`
 	Policy    string `json:"policy,omitempty"` // "": all
+	Route     string `json:"route,omitempty"`  // of policies that count by route, that of this route alone
 }
 
 // LimitsExplained is the answer of /v1/limits/explain. Fields may be added.
@@ -62,7 +63,8 @@ type PolicyExplained struct {
 	Used        Units     `json:"used"`
 	UsedBefore  Units     `json:"used_before"` // in the window before
 	Remaining   int64     `json:"remaining"`
-	// Complete says that every member answered; otherwise what the others used and hold is missing in the sums.
+	// Complete says that every member answered, of the same window; otherwise what the others used and hold is missing in the
+	// sums.
 	Complete bool `json:"complete"`
 	// NextPass is when a request of one unit would pass, if nobody else spends any; null where none ever does, or nobody
 	// can decide.
@@ -206,11 +208,11 @@ var refusalTexts = map[limiter.Reason]string{
 func (a *adminServer) explainGet(r *http.Request) (any, error) {
 	q := r.URL.Query()
 	for name := range q {
-		if name != "subject" && name != "policy" {
-			return nil, adminProblem(http.StatusBadRequest, "invalid_request", "the query has subject and policy, and nothing else")
+		if name != "subject" && name != "policy" && name != "route" {
+			return nil, adminProblem(http.StatusBadRequest, "invalid_request", "the query has subject, policy and route, and nothing else")
 		}
 	}
-	return a.node.explainLimits(r.Context(), LimitsQuery{Subject: q.Get("subject"), Policy: q.Get("policy")})
+	return a.node.explainLimits(r.Context(), LimitsQuery{Subject: q.Get("subject"), Policy: q.Get("policy"), Route: q.Get("route")})
 }
 
 func (a *adminServer) explainPost(ctx context.Context, q LimitsQuery) (any, error) {
@@ -261,7 +263,10 @@ func (n *Node) resolve(q LimitsQuery, only func(authapi.SubjectBucket) bool) (au
 		return s, err
 	}
 	s.Buckets = slices.DeleteFunc(s.Buckets, func(b authapi.SubjectBucket) bool {
-		if q.Policy != "" {
+		switch {
+		case q.Route != "" && b.Route != q.Route:
+			return true
+		case q.Policy != "":
 			return b.Policy != q.Policy
 		}
 		return !only(b)
@@ -270,10 +275,11 @@ func (n *Node) resolve(q LimitsQuery, only func(authapi.SubjectBucket) bool) (au
 	case q.Policy != "" && slices.Contains(s.Others, q.Policy):
 		return s, adminProblem(http.StatusUnprocessableEntity, "invalid_input", fmt.Sprintf(
 			"policy %s counts by more than the subject's name tells: name the bucket itself", q.Policy))
-	case q.Policy != "" && len(s.Buckets) == 0:
-		return s, adminProblem(http.StatusNotFound, "not_found", fmt.Sprintf("no policy %s counts this subject", q.Policy))
+	case (q.Policy != "" || q.Route != "") && len(s.Buckets) == 0:
+		return s, adminProblem(http.StatusNotFound, "not_found", "no such policy counts this subject")
 	case len(s.Buckets) > maxExplained:
-		return s, adminProblem(http.StatusUnprocessableEntity, "invalid_input", fmt.Sprintf("%d buckets count this subject: name a policy", len(s.Buckets)))
+		return s, adminProblem(http.StatusUnprocessableEntity, "invalid_input", fmt.Sprintf(
+			"%d buckets count this subject, and %d can be told at once: name a policy, or a route", len(s.Buckets), maxExplained))
 	}
 	return s, nil
 }
@@ -378,6 +384,7 @@ func explainBucket(b authapi.SubjectBucket, i int, answers []explainAnswer, name
 		default:
 			e := a.reply.Buckets[i]
 			parts = append(parts, *e)
+			p.Complete = p.Complete && e.Window == parts[0].Window
 			explainNode(&node, e)
 			p.Generation = max(p.Generation, e.Generation)
 			if r := node.LastRefusal; r != nil && (p.LastRefusal == nil || r.At.After(p.LastRefusal.At)) {
@@ -451,6 +458,7 @@ func (n *Node) resetLimits(ctx context.Context, q LimitsQuery) (LimitsReset, err
 	if err := n.api.ResetLimits(ctx, s); err != nil {
 		return LimitsReset{}, resetProblem(err)
 	}
+	n.tellLimiter() // the next request here is the new generation's already
 	out := LimitsReset{Subject: limitsSubject(s)}
 	for _, b := range s.Buckets {
 		out.Reset = append(out.Reset, BucketReset{

@@ -157,6 +157,7 @@ func TestLimits_WrongCalls(t *testing.T) {
 		{"/v1/limits/explain?subject=" + url.QueryEscape("no such thing"), nil, 422, "invalid_input"},
 		{"/v1/limits/explain?subject=key_none", nil, 404, "not_found"},
 		{"/v1/limits/explain?subject=192.0.2.1&policy=none", nil, 404, "not_found"},
+		{"/v1/limits/explain?subject=192.0.2.1&route=none", nil, 404, "not_found"},
 		{"/v1/limits/explain?subject=" + strings.Repeat("0a", 16), nil, 404, "not_found"},
 		{"/v1/limits/explain", node.LimitsQuery{Subject: secret}, 422, "invalid_input"},
 		{"/v1/limits/explain", node.LimitsQuery{Subject: "192.0.2.1", KeySHA256: strings.Repeat("0a", 32)}, 422, "invalid_input"},

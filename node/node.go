@@ -319,15 +319,20 @@ func (n *Node) followState(ctx context.Context) {
 	})
 	defer cancel()
 	for {
-		if l := n.limits.limiter.Load(); l != nil {
-			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
-		}
+		n.tellLimiter()
 		n.refreshBook()
 		select {
 		case <-wake:
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// tellLimiter hands on what the replicated state says about shares and resets, if the limiter is there.
+func (n *Node) tellLimiter() {
+	if l := n.limits.limiter.Load(); l != nil {
+		l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
 	}
 }
 
@@ -351,7 +356,7 @@ func (n *Node) startLimiter(ctx context.Context) error {
 			n.gossip.receive.Store(&receive)
 			n.limits.limiter.Store(l)
 			// The state may have moved between the reading and the publishing: from here on followState sees to it.
-			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
+			n.tellLimiter()
 			return nil
 		}
 		// Only the first leader of a new cluster is waited for.

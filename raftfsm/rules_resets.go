@@ -45,9 +45,13 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 	now := loadLimiter(b).Horizon
 	var kept []*state.Reset
 	for _, r := range b.scan([]byte{prefixReset}, nil, maxResets+1) {
-		old := load[state.Reset](b, r.key)
+		old := new(state.Reset)
+		if err := state.Unmarshal(r.value, old); err != nil {
+			b.fail(fmt.Errorf("decode state: record %q: %w", r.key, err))
+			return state.Result{}
+		}
 		switch {
-		case old == nil || fresh[string(old.Bucket)]:
+		case fresh[string(old.Bucket)]:
 		case old.Until != 0 && old.Until+counts(old) < now:
 			b.delete(r.key)
 		default:

@@ -24,6 +24,7 @@ type limitsCommand struct {
 type limitsTarget struct {
 	Subject string `arg:"" help:"Id of a key, user or organization (key_…, usr_…, org_…), an address, or a bucket's name. An API key itself is hashed here and never sent; '-' reads the subject from standard input."`
 	Policy  string `placeholder:"NAME" help:"This policy alone."`
+	Route   string `placeholder:"NAME" help:"Of policies that count by route, this route's part alone."`
 }
 
 // query says it to a node. A key's secret stays here.
@@ -44,9 +45,9 @@ func (t *limitsTarget) query(env environment) (node.LimitsQuery, error) {
 	}
 	if strings.HasPrefix(subject, "sk_") {
 		hash := sha256.Sum256([]byte(subject))
-		return node.LimitsQuery{KeySHA256: hex.EncodeToString(hash[:]), Policy: t.Policy}, nil
+		return node.LimitsQuery{KeySHA256: hex.EncodeToString(hash[:]), Policy: t.Policy, Route: t.Route}, nil
 	}
-	return node.LimitsQuery{Subject: subject, Policy: t.Policy}, nil
+	return node.LimitsQuery{Subject: subject, Policy: t.Policy, Route: t.Route}, nil
 }
 
 // ask sends the query to path.

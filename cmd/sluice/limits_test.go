@@ -112,6 +112,7 @@ func TestLimits_WhatIsSent(t *testing.T) {
 	}{
 		{"", []string{"reset", "key_1"}, `POST /v1/limits/reset {"subject":"key_1"}`},
 		{"", []string{"reset", "key_1", "--policy", "day"}, `POST /v1/limits/reset {"subject":"key_1","policy":"day"}`},
+		{"", []string{"reset", "key_1", "--route", "orders"}, `POST /v1/limits/reset {"subject":"key_1","route":"orders"}`},
 		{"", []string{"explain", secret}, `POST /v1/limits/explain ` + hashed},
 		{secret + "\n", []string{"explain", "-"}, `POST /v1/limits/explain ` + hashed},
 		{"192.0.2.1", []string{"explain", "-"}, `POST /v1/limits/explain {"subject":"192.0.2.1"}`},
