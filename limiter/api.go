@@ -84,6 +84,8 @@ type Reset struct {
 	// UntilMillis, if not 0, is when that generation ends: windows that begin then or later (Unix milliseconds) count
 	// under the first name again. It must be the greatest horizon before its entry in the log.
 	UntilMillis int64
+	// EarlierMillis is the greatest UntilMillis of the generations before, 0 for none.
+	EarlierMillis int64
 }
 
 // State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index,

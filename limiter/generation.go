@@ -16,6 +16,7 @@ type generation struct {
 	id     BucketID
 	number uint64
 	until  int64
+	ended  int64 // the last end of a generation, of this one or an earlier
 }
 
 // newGenerations translates the resets of a State; nil for none. before is what was known so far: it is used again where
@@ -30,7 +31,7 @@ func newGenerations(resets []Reset, before *generations) *generations {
 	g := &generations{list: slices.Clone(resets), names: make(map[BucketID]generation, len(resets))}
 	for _, r := range resets {
 		g.newest = max(g.newest, r.Generation)
-		g.names[r.Bucket] = generation{id: generationID(r.Bucket, r.Generation), number: r.Generation, until: r.UntilMillis}
+		g.names[r.Bucket] = generation{id: generationID(r.Bucket, r.Generation), number: r.Generation, until: r.UntilMillis, ended: max(r.UntilMillis, r.EarlierMillis)}
 	}
 	return g
 }
@@ -63,12 +64,13 @@ func (v *view) name(id BucketID, seconds, ms int64) BucketID {
 	return g.id
 }
 
-// handedBack says whether id counts under its first name again, but not yet in a window that begins at begin: what was
-// spent there stands under another name.
+// handedBack says whether id, a first name, counts again after a generation that counted in the window that begins at begin:
+// what was spent there stands under another name. That stays so where it was reset once more: nodes that do not know that
+// yet spend and ask under the first name.
 func (v *view) handedBack(id *BucketID, begin int64) bool {
 	if v.gens == nil {
 		return false
 	}
 	g, ok := v.gens.names[*id]
-	return ok && begin < g.until
+	return ok && begin < g.ended
 }

@@ -297,7 +297,10 @@ func (s *sim) commitRoster() {
 func (s *sim) commitReset(b int) {
 	r := Reset{Bucket: s.buckets[b].id, Generation: uint64(len(s.log) + 1)}
 	s.names[generationID(r.Bucket, r.Generation)] = simName{b, r.Generation}
-	s.changeResets(b, func(Reset) (Reset, bool) { return r, true }, r)
+	s.changeResets(b, func(old Reset) (Reset, bool) {
+		r.EarlierMillis = max(old.UntilMillis, old.EarlierMillis)
+		return r, true
+	}, r)
 	s.logf("bucket %d reset, generation %d", b, r.Generation)
 }
 

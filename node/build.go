@@ -213,7 +213,7 @@ func limiterState(l state.LimiterState, resets []state.Reset) limiter.State {
 	if len(resets) > 0 {
 		out.Resets = make([]limiter.Reset, len(resets))
 		for i, r := range resets {
-			out.Resets[i] = limiter.Reset{Bucket: limiter.BucketID(r.Bucket), Generation: r.Generation, UntilMillis: r.Until}
+			out.Resets[i] = limiter.Reset{Bucket: limiter.BucketID(r.Bucket), Generation: r.Generation, UntilMillis: r.Until, EarlierMillis: r.Earlier}
 		}
 	}
 	return out

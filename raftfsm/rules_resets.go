@@ -33,14 +33,16 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 	if len(c.Buckets) == 0 || len(c.Buckets) > maxResetTargets {
 		return refuse(state.CodeInvalid)
 	}
-	fresh := make(map[string]bool, len(c.Buckets))
+	fresh := make(map[string]*state.Reset, len(c.Buckets))
 	for i := range c.Buckets {
 		t := &c.Buckets[i]
 		name := string(t.Bucket)
-		if len(name) != bucketSize || fresh[name] || len(t.Policy) > maxName || t.Window < 0 || t.Window > maxWindow {
+		if len(name) != bucketSize || fresh[name] != nil || len(t.Policy) > maxName || t.Window < 0 || t.Window > maxWindow {
 			return refuse(state.CodeInvalid)
 		}
-		fresh[name] = true
+		fresh[name] = &state.Reset{
+			Bucket: t.Bucket, Generation: b.at.index, At: c.At, Policy: t.Policy, Algorithm: t.Algorithm, Window: t.Window,
+		}
 	}
 	now := loadLimiter(b).Horizon
 	var kept []*state.Reset
@@ -50,8 +52,10 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 			b.fail(fmt.Errorf("decode state: record %q: %w", r.key, err))
 			return state.Result{}
 		}
+		again := fresh[string(old.Bucket)]
 		switch {
-		case fresh[string(old.Bucket)]:
+		case again != nil:
+			again.Earlier = max(old.Until, old.Earlier)
 		case old.Until != 0 && old.Until+counts(old) < now:
 			b.delete(r.key)
 		default:
@@ -63,11 +67,8 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 		return refuse(state.CodeTooManyResets)
 	}
 	handBack(b, kept, total-manyResets, now)
-	for i := range c.Buckets {
-		t := &c.Buckets[i]
-		b.store(key1(prefixReset, string(t.Bucket)), state.Reset{
-			Bucket: t.Bucket, Generation: b.at.index, At: c.At, Policy: t.Policy, Algorithm: t.Algorithm, Window: t.Window,
-		})
+	for _, t := range c.Buckets {
+		b.store(key1(prefixReset, string(t.Bucket)), fresh[string(t.Bucket)])
 	}
 	b.announce, b.rename = true, true
 	audit(b, c.Audit)

@@ -123,6 +123,11 @@ func TestResetBucket_HandsBackAndForgets(t *testing.T) {
 	// A proposer with a clock in the future moves nothing.
 	f.refused(state.CodeTooManyResets, resetOf(at+1000*day, 1, 60, 5000))
 
+	// Reset again, a bucket keeps the time at which its earlier generation ended.
+	f.must(resetOf(at, 2, 60, 1))
+	if r := f.resets()[1]; r.Until != 0 || r.Earlier != at {
+		t.Errorf("reset after it was handed back: %+v", r)
+	}
 	handed := at
 	at += day + 120_000
 	f.must(state.Horizon{Until: at})
@@ -131,7 +136,7 @@ func TestResetBucket_HandsBackAndForgets(t *testing.T) {
 	f.must(state.Horizon{Until: at})
 	f.must(resetOf(at, 1, 60, 5000))
 	all := f.resets()
-	if _, ok := all[1]; ok || len(all) != 4096-99+1 {
+	if _, ok := all[2]; ok || len(all) != 4096-98+1 {
 		t.Errorf("what was handed back at %d is kept at %d; %d resets", handed, at, len(all))
 	}
 	at += 2 * day

@@ -171,7 +171,9 @@ type Reset struct {
 	// Until is 0 while the generation is in force. Otherwise the bucket was handed back to its first name: the generation
 	// counts in the windows that begin before Until (Unix milliseconds: the greatest horizon before that entry), the first
 	// name in all others.
-	Until     int64  `cbor:"3,keyasint"`
+	Until int64 `cbor:"3,keyasint"`
+	// Earlier is the last Until of the generations before, 0 for none: who goes by the first name still must know it.
+	Earlier   int64  `cbor:"8,keyasint"`
 	At        int64  `cbor:"4,keyasint"`
 	Policy    string `cbor:"5,keyasint"`
 	Algorithm uint8  `cbor:"6,keyasint"`
