@@ -8,8 +8,8 @@ import (
 	"sluice/raftfsm/state"
 )
 
-// spreadPatience bounds how long the answer to a revocation, or a reset of limits, waits for the other nodes. A node that has not applied it
-// by then is cut off or stands still; what it may still do is bounded by auth.max_staleness.
+// spreadPatience bounds how long the answer to a revocation, or a reset of limits, waits for the other nodes. A node that
+// has not applied it by then is cut off or stands still; what it may still do is bounded by auth.max_staleness.
 const spreadPatience = 150 * time.Millisecond
 
 // narrows reports whether a command, applied with this result, may end or narrow what a credential can do, or lets a limit

@@ -325,8 +325,8 @@ func (f *FSM) Limiter() state.LimiterState {
 func (f *FSM) Resets() []state.Reset { return *f.resets.Load() }
 
 // Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets or the nodes;
-// look at Limiter, Resets and Nodes for what is so now. fn is called from Raft's goroutine and must not block. cancel ends it; a call
-// at work may still end after cancel has returned.
+// look at Limiter, Resets and Nodes for what is so now. fn is called from Raft's goroutine and must not block. cancel ends
+// it; a call at work may still end after cancel has returned.
 func (f *FSM) Subscribe(fn func()) (cancel func()) {
 	f.subscribersMu.Lock()
 	defer f.subscribersMu.Unlock()

@@ -33,6 +33,11 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 	if len(c.Buckets) == 0 || len(c.Buckets) > maxResetTargets {
 		return refuse(state.CodeInvalid)
 	}
+	now := loadLimiter(b).Horizon
+	at := c.At
+	if now > 0 {
+		at = min(at, now) // a clock in the future must not make a reset last for ever
+	}
 	fresh := make(map[string]*state.Reset, len(c.Buckets))
 	for i := range c.Buckets {
 		t := &c.Buckets[i]
@@ -41,10 +46,9 @@ func resetBucket(b *batch, c state.ResetBucket) state.Result {
 			return refuse(state.CodeInvalid)
 		}
 		fresh[name] = &state.Reset{
-			Bucket: t.Bucket, Generation: b.at.index, At: c.At, Policy: t.Policy, Algorithm: t.Algorithm, Window: t.Window,
+			Bucket: t.Bucket, Generation: b.at.index, At: at, Policy: t.Policy, Algorithm: t.Algorithm, Window: t.Window,
 		}
 	}
-	now := loadLimiter(b).Horizon
 	var kept []*state.Reset
 	for _, r := range b.scan([]byte{prefixReset}, nil, maxResets+1) {
 		old := new(state.Reset)

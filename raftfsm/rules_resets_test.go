@@ -47,7 +47,7 @@ func TestResetBucket(t *testing.T) {
 	f := fresh(t)
 	calls := 0
 	f.fsm.Subscribe(func() { calls++ })
-	f.must(state.Horizon{Until: f.now})
+	f.must(state.Horizon{Until: f.now + 5000})
 	if got := f.fsm.Resets(); len(got) != 0 {
 		t.Fatalf("before any: %+v", got)
 	}
@@ -71,6 +71,10 @@ func TestResetBucket(t *testing.T) {
 	}
 	if got := f.resets()[1]; got.Generation != first || calls != 3 {
 		t.Errorf("another bucket: %+v; %d calls, want 3", got, calls)
+	}
+	f.must(resetOf(f.now+1<<60, 1, 60, 2))
+	if got := f.resets()[2]; got.At > f.now+5000 {
+		t.Errorf("a clock in the future: %+v", got)
 	}
 	f.refused(state.CodeInvalid, state.ResetBucket{At: f.now})
 	f.refused(state.CodeInvalid, resetOf(f.now, 1, 60, 3, 3))
@@ -161,7 +165,7 @@ func TestSnapshot_Resets(t *testing.T) {
 	dir := t.TempDir()
 	f := open(t, dir)
 	f.must(initCluster("cluster_golden"))
-	f.must(state.Horizon{Until: f.now})
+	f.must(state.Horizon{Until: f.now + 5000})
 	f.must(resetOf(f.now, 2, 60, 7, 8))
 	f.must(resetOf(f.now, 1, 3600, 8))
 	want := fmt.Sprint(f.fsm.Resets())
