@@ -256,7 +256,8 @@ func (l *ledger) explainWindow(sh *shard, v *view, b *bucket, t instant, e *Expl
 func (l *ledger) explainPeers(b *bucket, t instant, e *Explanation) {
 	if b.ask.inFlight || b.ask.queued > 0 {
 		e.Ask = &AskView{
-			Peer: l.peers.at(b.ask.peer).id, AgeMillis: (t.mono - b.ask.sentMono) / 1e6,
+			// It may have been sent while this call waited for the lock.
+			Peer: l.peers.at(b.ask.peer).id, AgeMillis: max(t.mono-b.ask.sentMono, 0) / 1e6,
 			Waiting: b.ask.queued, Units: Milli(b.ask.waiting),
 		}
 	}
