@@ -20,6 +20,11 @@ type window struct {
 	slot     int32 // of its record, noSlot for none
 	// lost means that this node may have acted in the window and cannot prove what it did: its base share there is 0.
 	lost bool
+	// For the auditor (audit.go): used is no lower bound of what was spent for good; the window is done with; somebody was
+	// refused, 0 for nobody, else 1 + the 254ths of the limit that were left then.
+	vague   bool
+	audited bool
+	refused uint8
 }
 
 const noSlot int32 = -1

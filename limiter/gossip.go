@@ -20,13 +20,13 @@ func (l *ledger) onNews(t instant, from string, h header, r reader) bool {
 		name := r.bucket()
 		c := r.counters()
 		c.n, c.inc, c.seq = name.n, h.inc, h.seq
-		l.hear(t, p, &name, c)
+		l.hear(t, p, h, &name, c)
 	}
 	return true
 }
 
 // hear merges one bucket's counters, if its window is near enough to matter.
-func (l *ledger) hear(t instant, from uint16, name *bucketName, c counters) {
+func (l *ledger) hear(t instant, from uint16, h header, name *bucketName, c counters) {
 	s := span(name.rule.Window * 1000)
 	if now := s.at(t.ms); name.n < now-1 || s.begin(name.n) > t.ms+l.skewMillis {
 		return
@@ -46,6 +46,8 @@ func (l *ledger) hear(t instant, from uint16, name *bucketName, c counters) {
 	if b.limit == 0 {
 		b.limit = c.limit
 	}
+	l.advance(sh, t.ms)
+	l.doubt(sh, h, &c)
 	b.learn(from).merge(c)
 }
 

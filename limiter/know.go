@@ -5,7 +5,7 @@ package limiter
 type counters struct {
 	n        int64 // window
 	used     int64 // in n
-	prevUsed int64 // in n−1, 0 for fixed windows
+	prevUsed int64 // in n−1
 	base     int64
 	net      int64
 	charge   int64
@@ -19,6 +19,7 @@ type counters struct {
 	// owing: an ask went out and no answer came, so units may have been debited there that never arrived.
 	owing  bool
 	denied uint8 // answers in a row that gave nothing
+	flags  uint8 // flagVague, flagPrevVague
 	peer   uint16
 }
 
@@ -57,6 +58,14 @@ func (k *counters) merge(m counters) {
 		}
 	} else {
 		k.denied, k.quietTo = 0, 0
+	}
+	if m.n == k.n {
+		m.flags |= k.flags
+	} else if m.n == k.n+1 && k.flags&flagVague != 0 {
+		m.flags |= flagPrevVague
+	}
+	if m.inc != k.inc && k.n >= m.n-1 {
+		m.flags |= flagVague | flagPrevVague // it does not go on from what the last one said
 	}
 	if m.n == k.n {
 		// A restart may have forgotten what the cluster knows; what was admitted stays admitted.

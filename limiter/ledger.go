@@ -123,7 +123,8 @@ func (l *ledger) restore(r restoredWindow) {
 		sh.live++
 		sh.classes[r.id.class()]++
 	}
-	b.wins = append(b.wins, window{n: r.n, used: r.ceiling, received: r.received, slot: r.slot, lost: r.lost})
+	// The ceiling holds what was given too, and the limit that it was spent under is not recorded.
+	b.wins = append(b.wins, window{n: r.n, used: r.ceiling, received: r.received, slot: r.slot, lost: r.lost, vague: true})
 }
 
 func (l *ledger) markMillis() int64 { return l.mark.Load() }
@@ -238,7 +239,7 @@ func (l *ledger) try(v *view, c *Charge, t instant) Outcome {
 	if b.cell && !l.unsafeCellBack && v.handedBack(&c.id, b.span.begin(n-1)) {
 		return Undecided // the cell does not know what the bucket spent in the window before
 	}
-	b.limit = c.Rule.Limit
+	b.goBy(c.Rule.Limit)
 	s := l.stand(sh, v, b, n, c.Rule.Limit, t)
 	if s.undecided {
 		return Undecided
@@ -312,16 +313,18 @@ func (sh *shard) touch(b *bucket, limit int64, win *window) {
 }
 
 // report fills the verdict but for its outcome, after the charge or without it, and says why it does not admit, 0 where it
-// does. last says that the request has waited in vain.
+// does. whole is the outcome of all charges together, 0 for a peek, which is not counted. last says that the request has
+// waited in vain.
 func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole Outcome, last bool) (why Reason) {
 	sh := &l.shards[shardOf(&c.Bucket)]
 	verdict.Limit = c.Rule.Limit
 	verdict.Remaining, verdict.RetryAfter, verdict.Waited = 0, 0, false
-	if whole == Admitted {
+	switch whole {
+	case Admitted:
 		sh.stats.admitted++
-	} else if whole == Refused {
+	case Refused:
 		sh.stats.refused++
-	} else {
+	case Undecided:
 		sh.stats.undecided++
 	}
 	if !validCharge(c) {
@@ -346,6 +349,9 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	l.surveyBucket(v, b, &st, n, c.Rule.Limit, &sv)
 	verdict.Remaining = sv.remaining(b, n, c.Rule.Limit, t.ms)
 	if verdict.Outcome == Refused {
+		if whole != 0 {
+			b.noteRefusal(n, verdict.Remaining, c)
+		}
 		// Units that the cluster still has but could not bring here in time are no promise to this client.
 		verdict.Remaining = min(verdict.Remaining, c.Cost-1)
 		at := sv.retryMillis(b, n, c.Cost*grains, t.ms)
@@ -376,9 +382,7 @@ func (l *ledger) peek(t instant, charge Charge) Verdict {
 	case verdict.Outcome == Refused && l.hopeful(v, charges[:], 0, t):
 		verdict.Outcome = Admitted
 	}
-	saved := sh.stats
-	l.report(v, c, &verdict, t, verdict.Outcome, false)
-	sh.stats = saved
+	l.report(v, c, &verdict, t, 0, false)
 	return verdict
 }
 
@@ -395,6 +399,7 @@ func (l *ledger) refund(charges []Charge) {
 		if _, b := l.at(c); b != nil && !b.cell && !sh.closed {
 			if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost*grains {
 				win.used -= c.Cost * grains
+				win.vague = true
 				sh.touch(b, c.Rule.Limit, win)
 				b.wake()
 			}

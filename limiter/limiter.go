@@ -81,10 +81,14 @@ type Limiter struct {
 
 	lastNews int64 // monotonic; the gossip goroutine's own
 
-	waits, timeouts atomic.Uint64
-	gossipBytes     atomic.Uint64
-	gossipPackets   atomic.Uint64
-	packetsIn       atomic.Uint64
+	waits, timeouts                atomic.Uint64
+	waitTimes                      waitTimes
+	gossipBytes, gossipPackets     atomic.Uint64
+	transferBytes, transferPackets atomic.Uint64
+	bytesIn, packetsIn             atomic.Uint64
+	recent                         recent
+	overadmitted                   uint64 // grains, as last logged; the gossip goroutine's own
+	overLogged                     int64  // monotonic; as above
 }
 
 // Open starts a limiter. It knows no roster until SetState: until then every Take is Undecided. Errors: ErrConfig,
@@ -302,13 +306,20 @@ func (l *Limiter) gossip() {
 // sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.
 func (l *Limiter) sweep() {
 	now := l.instant()
+	var over uint64
 	for i := range l.ledger.shards {
 		sh := &l.ledger.shards[i]
 		sh.mu.Lock()
 		l.ledger.advance(sh, now.ms)
 		l.ledger.sweepShard(sh, 8+len(sh.slab)/1000)
 		l.ledger.sweepCells(sh)
+		over += sh.stats.audit.over
 		sh.mu.Unlock()
+	}
+	l.recent.turn(now.mono, l.audited)
+	if over != l.overadmitted && now.mono-l.overLogged >= int64(time.Second) {
+		l.log.Error("more was admitted than a limit allows", "units", (over-l.overadmitted+grains-1)/grains)
+		l.overadmitted, l.overLogged = over, now.mono
 	}
 }
 
@@ -412,6 +423,7 @@ func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Out
 	for i := range verdicts {
 		verdicts[i].Waited = true
 	}
+	l.waitTimes.observe(time.Since(began))
 	return outcome
 }
 
@@ -423,6 +435,11 @@ func (l *Limiter) wakeMark() {
 }
 
 func (l *Limiter) flush(out *outbox) {
+	if len(out.to) == 0 {
+		return
+	}
+	l.transferPackets.Add(uint64(len(out.to)))
+	l.transferBytes.Add(uint64(len(out.data)))
 	for _, p := range out.to {
 		l.cfg.Transport.Send(l.ledger.peers.at(p.peer).id, out.data[p.start:p.end])
 	}
@@ -447,6 +464,7 @@ func (l *Limiter) SetState(s State) { l.ledger.setState(s) }
 // Receive takes in a packet that the node named from sent. It does not keep packet and does not block on the network.
 func (l *Limiter) Receive(from string, packet []byte) {
 	l.packetsIn.Add(1)
+	l.bytesIn.Add(uint64(len(packet)))
 	var out outbox
 	l.ledger.receive(l.instant(), from, packet, &out)
 	l.flush(&out)

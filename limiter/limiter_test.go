@@ -423,6 +423,49 @@ func TestLimiter_AvailableExcess(t *testing.T) {
 	if kept != 30 || alone != 10 {
 		t.Fatalf("the others admitted %d, the node cut off %d; want 30 and its share of 10", kept, alone)
 	}
+	// What it says of itself gets through, and the others' auditors see what that comes to.
+	waitFor(t, "the auditors", func() error {
+		for i := range 2 {
+			if a := c.node(i).Stats().Audit; a.Overadmitted != 10 {
+				return fmt.Errorf("node %d found %d units over, want 10", i, a.Overadmitted)
+			}
+		}
+		return nil
+	})
+}
+
+// The counts of what goes between nodes fit together.
+func TestStats_WaitsAndTransfers(t *testing.T) {
+	t.Parallel()
+	c := openCluster(t, 2, nil)
+	rule := Rule{Limit: 10, Window: 60, Algorithm: FixedWindow}
+	for range 10 {
+		if o, v := takePatient(c.node(0), rule, "s", 1); o != Admitted {
+			t.Fatalf("%v %+v", o, v)
+		}
+	}
+	waitFor(t, "counters", func() error {
+		got, other := c.node(0).Stats(), c.node(1).Stats()
+		var waited uint64
+		for _, n := range got.WaitTimes {
+			waited += n
+		}
+		if waited == 0 || waited != got.Waits || got.WaitTime <= 0 {
+			return fmt.Errorf("%d requests waited, %d of them are in %v, in all %v", got.Waits, waited, got.WaitTimes, got.WaitTime)
+		}
+		if got.Asks == 0 || got.Answers == 0 || got.Answers > other.AsksAnswered || got.UnitsReceived != 5 || other.UnitsGiven != 5 {
+			return fmt.Errorf("asked %+v, gave %+v", got, other)
+		}
+		if got.TransferPackets < got.Asks || got.TransferBytes == 0 || got.GossipPackets == 0 || other.BytesReceived < got.TransferBytes || got.PacketsRefused+got.PacketsForeign != 0 {
+			return fmt.Errorf("asked %+v, gave %+v", got, other)
+		}
+		for _, p := range c.node(0).Peers() {
+			if p.Unheard > time.Second {
+				return fmt.Errorf("%s unheard for %v", p.Node, p.Unheard)
+			}
+		}
+		return nil
+	})
 }
 
 func waitFor(t testing.TB, what string, f func() error) {

@@ -21,15 +21,21 @@ type peer struct {
 	// ahead is by how many milliseconds its clock was ahead of ours when it was last heard, the way of the packet left
 	// out. It decides nothing but whom to ask and when.
 	ahead atomic.Int64
+	// heardAt is the monotonic time of the last packet.
+	heardAt atomic.Int64
 }
 
 const (
+	heardStep    = int64(10e6) // heardAt is no finer, so that a stream of packets does not write it each time
 	suspectAfter = 3
 	suspectNanos = int64(100e6) // doubled by each further silence, up to eight times
 )
 
 // heard notes a sign of life.
-func (p *peer) heard(inc uint64, ahead int64) {
+func (p *peer) heard(inc uint64, ahead, mono int64) {
+	if mono-p.heardAt.Load() > heardStep {
+		p.heardAt.Store(mono)
+	}
 	if ahead != p.ahead.Load() {
 		p.ahead.Store(ahead)
 	}

@@ -109,6 +109,7 @@ type sim struct {
 	failure string
 	turn    int // round robin's
 	victim  int // the attacker's present node
+	audits  int
 
 	admitted, refused, undecided int
 	refusedLate                  int // refused after they waited for shares
@@ -614,6 +615,29 @@ func (s *sim) advance(ms int64) {
 			s.retry(n)
 		}
 	}
+	s.audits++
+	if n := s.nodes[s.audits%len(s.nodes)]; n.up && !n.paused {
+		s.audit(n)
+	}
+}
+
+// audit lets a node's auditor look at all buckets, and holds that it finds no excess where there is none.
+func (s *sim) audit(n *simNode) (over uint64) {
+	for i := range s.buckets {
+		id := &s.buckets[i].id
+		sh := &n.led.shards[shardOf(id)]
+		if b := sh.get(id); b != nil {
+			n.led.advance(sh, s.clock(n))
+			n.led.audit(sh, b)
+		}
+	}
+	for i := range n.led.shards {
+		over += n.led.shards[i].stats.audit.over
+	}
+	if over > 0 {
+		s.fail("audit: %s finds %d grains over where nothing is", n.id, over)
+	}
+	return over
 }
 
 // packetHeap is a binary heap, the earliest packet first.

@@ -37,7 +37,8 @@ type shard struct {
 	hot, cold []int32
 	stats     shardStats
 	refusals  [refusalSlots]refusalNote
-	closed    bool // nothing may be decided or recorded any more
+	over      map[auditKey]int64 // grains found over so far; nil as long as nothing was
+	closed    bool               // nothing may be decided or recorded any more
 }
 
 type shardStats struct {
@@ -46,6 +47,8 @@ type shardStats struct {
 	given, received              uint64 // grains
 	overflow                     uint64 // decisions in an overflow cell
 	cellsFull                    uint64 // decisions without any place to count
+	asksUnanswered, answers      uint64
+	audit                        auditStats
 }
 
 func shardOf(id *BucketID) int { return int(id[15] & (shardCount - 1)) }
@@ -115,7 +118,7 @@ func (l *ledger) adopt(sh *shard, b *bucket) {
 		// It needs no record before its first own unit: the cell's own brings it back. Where it may have had one that found
 		// no room in the file, what it spent since it left the cell is not known.
 		lost := w.lost || l.lostWindow(sh, b, w.n)
-		b.wins = append(b.wins, window{n: w.n, used: w.used, slot: noSlot, lost: lost})
+		b.wins = append(b.wins, window{n: w.n, used: w.used, slot: noSlot, lost: lost, vague: true})
 	}
 }
 
@@ -222,6 +225,7 @@ func (l *ledger) sweepShard(sh *shard, n int) {
 		if !b.live {
 			continue
 		}
+		l.audit(sh, b)
 		l.dropWindows(sh, b)
 		if l.idle(sh, b) {
 			sh.release(b)

@@ -121,6 +121,7 @@ func (l *ledger) send(sh *shard, v *view, b *bucket, n, limit, want int64, t ins
 		if age >= 0 && age < askAgainNanos {
 			return
 		}
+		sh.stats.asksUnanswered++
 		l.peers.at(b.ask.peer).silent(t.mono)
 		avoid = r.position(b.ask.peer)
 	}
@@ -182,12 +183,18 @@ func (b *bucket) name(n int64) bucketName {
 func (l *ledger) ownCounters(sh *shard, v *view, b *bucket, n, limit int64, t instant) counters {
 	s := l.stand(sh, v, b, n, limit, t)
 	c := counters{n: n, limit: limit, base: s.base, net: s.net, charge: s.charge}
+	// A clock that went back says less than this node has decided by.
+	back := sh.maxMillis > t.ms+l.skewMillis
 	if w := b.find(n); w != nil {
 		c.used = w.used
+		if w.vague || back {
+			c.flags |= flagVague
+		}
 	}
-	if b.alg == SlidingWindow {
-		if w := b.find(n - 1); w != nil {
-			c.prevUsed = w.used
+	if w := b.find(n - 1); w != nil {
+		c.prevUsed = w.used
+		if w.vague || back {
+			c.flags |= flagPrevVague
 		}
 	}
 	return c
@@ -240,7 +247,7 @@ func (l *ledger) sender(t instant, from string, h header, receiver uint64) (uint
 		l.foreign.Add(1)
 		return 0, false
 	}
-	l.peers.at(p).heard(h.inc, h.clock-t.ms)
+	l.peers.at(p).heard(h.inc, h.clock-t.ms, t.mono)
 	return p, true
 }
 
@@ -262,8 +269,9 @@ func (l *ledger) onAsk(t instant, from uint16, h header, m *askMessage, out *out
 	rule.Limit = m.limit
 	if b := l.obtain(sh, &m.id, rule, true); b != nil && b.span == span(rule.Window*1000) && b.alg == rule.Algorithm {
 		m.counters.n, m.counters.inc, m.counters.seq = m.n, h.inc, h.seq
+		l.doubt(sh, h, &m.counters)
 		b.learn(from).merge(m.counters)
-		b.limit = m.limit
+		b.goBy(m.limit)
 		l.give(sh, v, b, t, from, h, m, &answer)
 		answer.counters = l.ownCounters(sh, v, b, m.n, m.limit, t)
 	}
@@ -348,15 +356,17 @@ func (l *ledger) onAnswer(t instant, from uint16, h header, m *answerMessage) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	l.advance(sh, t.ms)
+	sh.stats.answers++
 	b := sh.get(&m.id)
 	if sh.closed || b == nil || b.span != span(m.rule.Window*1000) || b.alg != m.rule.Algorithm {
 		return
 	}
 	if m.cell > 0 {
-		l.credit(sh, b, from, h.inc, m)
+		l.credit(sh, b, from, h, m)
 	}
 	k := b.learn(from)
 	m.counters.n, m.counters.inc, m.counters.seq = m.n, h.inc, h.seq
+	l.doubt(sh, h, &m.counters)
 	k.merge(m.counters)
 	if b.ask.peer != from || b.ask.seq != m.askSeq {
 		return
@@ -373,17 +383,17 @@ func (l *ledger) onAnswer(t instant, from uint16, h header, m *answerMessage) {
 }
 
 // credit merges the cell by maximum.
-func (l *ledger) credit(sh *shard, b *bucket, from uint16, inc uint64, m *answerMessage) {
+func (l *ledger) credit(sh *shard, b *bucket, from uint16, h header, m *answerMessage) {
 	win := l.window(sh, b, m.n)
 	if win == nil {
 		return
 	}
-	c := win.cell(from, inc, false)
+	c := win.cell(from, h.inc, false)
 	if c == nil {
 		if len(win.cells) >= maxCells {
 			return
 		}
-		win.cells = append(win.cells, cell{peer: from, inc: inc})
+		win.cells = append(win.cells, cell{peer: from, inc: h.inc})
 		c = &win.cells[len(win.cells)-1]
 	}
 	if l.unsafeSum {
@@ -395,6 +405,7 @@ func (l *ledger) credit(sh *shard, b *bucket, from uint16, inc uint64, m *answer
 	x := m.cell - c.value
 	c.value = m.cell
 	win.received += x
+	l.taint(sh, b, win, h, m)
 	sh.stats.received += uint64(x)
 	if win.slot != noSlot {
 		l.record(b, win)

@@ -9,7 +9,7 @@ import (
 //	header    version (1 byte) · type (1) · nodeHash of the sender (8) · its incarnation (8) · sequence (8) ·
 //	          its clock in Unix milliseconds (8)
 //	bucket    name (16) · window length in seconds · algorithm (1) · window number (zigzag)
-//	counters  limit · used · used in the window before · base · net (zigzag) · charge
+//	counters  limit · used · used in the window before · base · net (zigzag) · charge · flags (1)
 //
 //	ask       header · nodeHash of the receiver (8) · bucket · limit · wanted · receiver's incarnation as last heard, 0
 //	          for none · the cell's value as known · counters
@@ -25,13 +25,18 @@ const (
 	typeAnswer = 2
 	typeNews   = 3
 
-	// flagDenied: nothing was given though more was wanted.
+	// Flags of an answer. flagDenied: nothing was given though more was wanted.
 	flagDenied = 1
+
+	// Flags of counters. flagVague: used, or what it allowed, may have been taken back (audit.go); flagPrevVague: the same of
+	// the window before.
+	flagVague     = 1
+	flagPrevVague = 2
 
 	headerLen   = 34
 	maxWireUnit = int64(1) << 56
 	// maxEntry bounds the bytes of one bucket and its counters.
-	maxEntry = 16 + 5 + 1 + 10 + 6*10
+	maxEntry = 16 + 5 + 1 + 10 + 6*10 + 1
 )
 
 type header struct {
@@ -89,7 +94,8 @@ func appendCounters(b []byte, c *counters) []byte {
 	b = binary.AppendUvarint(b, uint64(c.prevUsed))
 	b = binary.AppendUvarint(b, uint64(c.base))
 	b = binary.AppendVarint(b, c.net)
-	return binary.AppendUvarint(b, uint64(max(c.charge, 0)))
+	b = binary.AppendUvarint(b, uint64(max(c.charge, 0)))
+	return append(b, c.flags)
 }
 
 func appendAsk(b []byte, h header, m *askMessage) []byte {
@@ -198,10 +204,14 @@ func (r *reader) bucket() bucketName {
 }
 
 func (r *reader) counters() counters {
-	return counters{
+	c := counters{
 		limit: r.units(maxLimit), used: r.units(maxWireUnit), prevUsed: r.units(maxWireUnit),
-		base: r.units(maxWireUnit), net: r.signed(maxWireUnit), charge: r.units(maxWireUnit),
+		base: r.units(maxWireUnit), net: r.signed(maxWireUnit), charge: r.units(maxWireUnit), flags: r.byte(),
 	}
+	if c.flags > flagVague|flagPrevVague {
+		r.fail()
+	}
+	return c
 }
 
 func (r *reader) ask() askMessage {

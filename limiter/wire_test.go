@@ -58,7 +58,7 @@ func sampleName() bucketName {
 }
 
 func sampleCounters() counters {
-	return counters{limit: 100, used: 33, prevUsed: 20, base: 34, net: -5, charge: 21}
+	return counters{limit: 100, used: 33, prevUsed: 20, base: 34, net: -5, charge: 21, flags: flagPrevVague}
 }
 
 func TestWire_RoundTrip(t *testing.T) {
@@ -92,7 +92,7 @@ func TestWire_Golden(t *testing.T) {
 	ask := askMessage{receiver: 77, bucketName: sampleName(), limit: 100, want: 12, knownInc: 4, known: 3, counters: sampleCounters()}
 	got := hex.EncodeToString(appendAsk(nil, header{typeAsk, 5, 2, 900, 258}, &ask))
 	want := "0101050000000000000002000000000000008403000000000000" + "0201000000000000" + "4d00000000000000" +
-		"01020300000000000000000000000009" + "3c" + "02" + "acd4821b" + "64" + "0c" + "04" + "03" + "64211422" + "09" + "15"
+		"01020300000000000000000000000009" + "3c" + "02" + "acd4821b" + "64" + "0c" + "04" + "03" + "64211422" + "09" + "15" + "02"
 	if got != want {
 		t.Fatalf("ask:\n got %s\nwant %s", got, want)
 	}
