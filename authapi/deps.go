@@ -67,6 +67,8 @@ type HealthCheck struct {
 	Name   string
 	Err    error
 	Detail string
+	// Degraded says what is not as it should be though the node is fit for traffic; "" for nothing.
+	Degraded string
 }
 
 // Limits is the limiter as the handlers use it. All methods are safe for concurrent use and allocate nothing.

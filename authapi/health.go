@@ -35,9 +35,12 @@ func handleReadyz(c *call) error {
 	}
 	if c.ctx.QueryArgs().Has("verbose") {
 		for _, check := range list {
-			if check.Err != nil {
+			switch {
+			case check.Err != nil:
 				text += "[-] " + check.Name + ": " + check.Err.Error()
-			} else {
+			case check.Degraded != "":
+				text += "[!] " + check.Name + ": " + check.Degraded
+			default:
 				text += "[+] " + check.Name + ": ok"
 			}
 			if check.Detail != "" {
@@ -64,9 +67,10 @@ func (c *call) writeText(status int, text string) {
 }
 
 type healthCheck struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Detail string `json:"detail,omitempty"`
+	Name     string `json:"name"`
+	OK       bool   `json:"ok"`
+	Detail   string `json:"detail,omitempty"`
+	Degraded string `json:"degraded,omitempty"`
 }
 
 type healthAnswer struct {
@@ -89,7 +93,7 @@ func handleHealth(c *call) error {
 		answer.Status, status = "not_ready", http.StatusServiceUnavailable
 	}
 	for _, check := range list {
-		line := healthCheck{Name: check.Name, OK: check.Err == nil, Detail: check.Detail}
+		line := healthCheck{Name: check.Name, OK: check.Err == nil, Detail: check.Detail, Degraded: check.Degraded}
 		if check.Err != nil && line.Detail == "" {
 			line.Detail = check.Err.Error()
 		}

@@ -99,7 +99,11 @@ func (c *call) takeDocument() error {
 // take spends from all that was gathered, or from none and answers 429 or 503.
 func (c *call) take(cred *credential) error {
 	d := c.decision
-	switch c.srv.limits.Take(d.charges[:d.n], d.verdicts[:d.n]) {
+	outcome := c.srv.limits.Take(d.charges[:d.n], d.verdicts[:d.n])
+	for i := range d.n {
+		c.srv.decisions.note(d.policies[i].index, &d.charges[i].Bucket, &d.verdicts[i], outcome)
+	}
+	switch outcome {
 	case limiter.Admitted:
 		d.charged = true
 		if d.set != nil && len(d.set.shadow) > 0 {

@@ -33,6 +33,7 @@ type Server struct {
 	accounts    *accounts
 	policies    policies
 	shadows     *shadows
+	decisions   *decisions
 	credentials *credentialCache
 	router      *node
 	matcher     *matcher
@@ -72,6 +73,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
 	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
+	s.decisions = newDecisions(guardNames(s.policies.names))
 	s.shadows = newShadows(&s.policies, s.limits, s.log)
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)

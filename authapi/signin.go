@@ -3,6 +3,7 @@ package authapi
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -25,6 +26,15 @@ var guardRules = []struct {
 }
 
 const guardCharges = 3
+
+// guardNames are the policies' names with those of the guard behind them, as decisions counts them.
+func guardNames(policies []string) []string {
+	names := slices.Clone(policies)
+	for _, r := range guardRules {
+		names = append(names, r.policy)
+	}
+	return names
+}
 
 type signInGuard struct{ limits Limits }
 
@@ -54,7 +64,11 @@ func (c *call) guardSignIn(subject string) (*attempt, error) {
 		a.charges[i] = limiter.Charge{Bucket: g.limits.Bucket(r.policy, r.rule, of), Rule: r.rule, Cost: 1}
 	}
 	var verdicts [guardCharges]limiter.Verdict
-	switch g.limits.Take(a.charges[:], verdicts[:]) {
+	outcome := g.limits.Take(a.charges[:], verdicts[:])
+	for i := range a.charges {
+		c.srv.decisions.note(len(c.srv.policies.names)+i, &a.charges[i].Bucket, &verdicts[i], outcome)
+	}
+	switch outcome {
 	case limiter.Admitted:
 		return a, nil
 	case limiter.Undecided:
