@@ -171,12 +171,16 @@ func (n *Node) askMembers(ctx context.Context, members []member) []memberHello {
 	return out
 }
 
-// problems says what keeps the node from being ready, a line each.
+// problems says what keeps the node from being ready, and what is degraded, a line each.
 func (n *Node) problems() []string {
 	var list []string
 	for _, c := range n.Health() {
-		if c.Err != nil && len(list) < maxHelloProblems {
-			list = append(list, c.Name+": "+clipText(c.Err.Error(), 200))
+		text := c.Degraded
+		if c.Err != nil {
+			text = c.Err.Error()
+		}
+		if text != "" && len(list) < maxHelloProblems {
+			list = append(list, c.Name+": "+clipText(text, 200))
 		}
 	}
 	if n.draining.Load() {

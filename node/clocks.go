@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -63,17 +64,8 @@ func (c *clocks) skew() (skew time.Duration, peers int) {
 	now := c.now()
 	best := []clockSample{{}} // its own
 	for _, samples := range c.peers {
-		var b *clockSample
-		for i := range samples {
-			s := &samples[i]
-			if now.Sub(s.at) <= clockSampleLife && (b == nil || s.doubt <= b.doubt) {
-				b = s
-			}
-		}
-		if b != nil {
-			// Where this node's own clock was stepped since, the offset moved by as much.
-			stepped := now.Round(0).Sub(b.at.Round(0)) - now.Sub(b.at)
-			best = append(best, clockSample{offset: b.offset - stepped, doubt: b.doubt})
+		if b, ok := bestSample(samples, now); ok {
+			best = append(best, b)
 		}
 	}
 	slices.SortFunc(best, func(a, b clockSample) int { return int(max(-1, min(1, a.offset-b.offset))) })
@@ -88,4 +80,41 @@ func (c *clocks) skew() (skew time.Duration, peers int) {
 		return -(median + doubt), n - 1
 	}
 	return 0, n - 1
+}
+
+// bestSample is the sample with the least doubt, as of now; ok is false where all are too old.
+func bestSample(samples []clockSample, now time.Time) (best clockSample, ok bool) {
+	for _, s := range samples {
+		if now.Sub(s.at) > clockSampleLife || ok && s.doubt > best.doubt {
+			continue
+		}
+		best, ok = s, true
+	}
+	if ok {
+		// Where this node's own clock was stepped since, the offset moved by as much.
+		stepped := now.Round(0).Sub(best.at.Round(0)) - now.Sub(best.at)
+		best.offset -= stepped
+	}
+	return best, ok
+}
+
+// peerOffset is how far a peer's clock is ahead of this node's.
+type peerOffset struct {
+	peer   string
+	offset time.Duration
+}
+
+// offsets are the peers' whose clocks were measured lately, by peer.
+func (c *clocks) offsets() []peerOffset {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	var out []peerOffset
+	for peer, samples := range c.peers {
+		if s, ok := bestSample(samples, now); ok {
+			out = append(out, peerOffset{peer, s.offset})
+		}
+	}
+	slices.SortFunc(out, func(a, b peerOffset) int { return strings.Compare(a.peer, b.peer) })
+	return out
 }

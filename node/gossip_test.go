@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 )
 
 func TestPacket_RoundTrip(t *testing.T) {
@@ -110,6 +112,25 @@ func TestGossip_PacketsAndStrangers(t *testing.T) {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
 			t.Fatal("no packet arrived")
+		}
+	}
+	// Neither a key nor a label gets a packet in, and each is counted.
+	for _, strange := range []struct {
+		what string
+		key  byte
+		id   string
+	}{{"another secret", 2, "clu_1"}, {"another cluster", 1, "clu_2"}} {
+		g := gossiper(t, strange.id, strange.key, func() []nodeAddr { return nil })
+		before := b.strange.Load()
+		for b.strange.Load() == before {
+			if err := g.list.SendToAddress(memberlist.Address{Addr: b.address}, []byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				t.Fatalf("packets with %s are not counted", strange.what)
+			}
 		}
 	}
 	for _, g := range []*gossip{a, b} {
