@@ -32,7 +32,7 @@ func (p *proxied) went(t *testing.T, res response) {
 }
 
 func TestReferenceFlow_Nginx(t *testing.T) {
-	program := loadBalancer(t, "nginx")
+	program := needProgram(t, "nginx")
 	c := sharedCluster(t)
 	url := startProxy(t, c, "nginx.conf", func(dir, config string) *exec.Cmd {
 		return exec.Command(program, "-p", dir, "-c", config, "-e", filepath.Join(dir, "error.log"), "-g", "daemon off;")
@@ -41,7 +41,7 @@ func TestReferenceFlow_Nginx(t *testing.T) {
 }
 
 func TestReferenceFlow_HAProxy(t *testing.T) {
-	program := loadBalancer(t, "haproxy")
+	program := needProgram(t, "haproxy")
 	c := sharedCluster(t)
 	url := startProxy(t, c, "haproxy.cfg", func(_, config string) *exec.Cmd {
 		return exec.Command(program, "-db", "-f", config)
@@ -49,8 +49,8 @@ func TestReferenceFlow_HAProxy(t *testing.T) {
 	referenceFlow(t, &proxied{url: url})
 }
 
-// loadBalancer finds the program. Where it is not installed the test has nothing to do, but in CI it must be there.
-func loadBalancer(t *testing.T, name string) string {
+// needProgram finds a program. Where it is not installed the test has nothing to do, but in CI it must be there.
+func needProgram(t *testing.T, name string) string {
 	t.Helper()
 	for _, candidate := range []string{name, "/usr/sbin/" + name, "/usr/local/sbin/" + name} {
 		if path, err := exec.LookPath(candidate); err == nil {
