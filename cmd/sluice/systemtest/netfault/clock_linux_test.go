@@ -164,4 +164,5 @@ func TestMovedClock(t *testing.T) {
 	completesAgain(t, healed)
 	s.stop()
 	report(t, s, bound{ahead: func(time.Time) time.Duration { return k.highest }})
+	c.audited(t, false)
 }

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +41,7 @@ listen = "%[3]s:7100"
 [gossip]
 listen = "%[3]s:7101"
 [admin]
-listen = "127.0.0.1:7102"
+listen = "%[3]s:7102"
 [secrets]
 cluster_file = "cluster.secret"
 key_file = "key.secret"
@@ -201,6 +203,45 @@ func (c *cluster) waitReady(t *testing.T, within time.Duration) {
 			}
 			return expect(http.StatusOK)(send(node, request{path: "/readyz?verbose"}))
 		})
+	}
+}
+
+// metric reads one number from a node's admin listener. It is of the node that answers and of no client, so it has no labels.
+func metric(node int, name string) (float64, error) {
+	res, err := client.Get("http://" + net.JoinHostPort(nodeAddress(node), "7102") + "/metrics")
+	if err != nil {
+		return 0, fmt.Errorf("metrics of node%d: %w", node, err)
+	}
+	served, err := read(res)
+	if err := expect(http.StatusOK)(served, err); err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(served.body)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("node%d has no metric %s", node, name)
+}
+
+// audited says what the nodes' auditors found, which must be nothing unless an excess is allowed.
+func (c *cluster) audited(t *testing.T, allowed bool) {
+	t.Helper()
+	var most, windows float64
+	for node := 1; node <= nodes; node++ {
+		over, err := metric(node, "sluice_limit_overadmitted_total")
+		if err != nil {
+			t.Fatal(err)
+		}
+		audited, err := metric(node, "sluice_limit_audited_windows_total")
+		if err != nil {
+			t.Fatal(err)
+		}
+		most, windows = max(most, over), windows+audited
+	}
+	t.Logf("auditors: %v windows summed up, at most %v units over", windows, most)
+	if most > 0 && !allowed {
+		t.Errorf("an auditor found %v units over", most)
 	}
 }
 

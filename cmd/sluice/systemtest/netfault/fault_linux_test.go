@@ -224,6 +224,7 @@ func suffer(t *testing.T, c *cluster, a account, f fault) {
 		return holdsConnected
 	}, paused)
 	checkRevoked(t, answers, after, func(int) time.Duration { return holdsConnected }, paused)
+	c.audited(t, false)
 }
 
 // ordinaryBuckets are keys with limits of their own, made on different nodes, and a client without a key.

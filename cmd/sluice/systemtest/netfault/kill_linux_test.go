@@ -60,6 +60,7 @@ func TestKill(t *testing.T) {
 		t.Errorf("%d admitted in all, want %d to %d", got, limit-nodes*chunk, limit)
 	}
 	report(t, s, bound{})
+	c.audited(t, false)
 }
 
 // freshWindow is a length in seconds, from 90 on, whose present window began a second or two ago at most.
@@ -128,5 +129,6 @@ func TestAvailable(t *testing.T) {
 	if late == 0 {
 		t.Error("the node that was cut off has admitted nobody: it is not available")
 	}
+	c.audited(t, true)
 	t.Logf("cut off, node%d admitted %d in windows of its own late in the partition", node, late)
 }
