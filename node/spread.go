@@ -19,7 +19,8 @@ func narrows(cmd state.Command, result state.Result) bool {
 		return false
 	}
 	switch cmd.(type) {
-	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket:
+	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket,
+		state.DeleteOrg, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan, state.DeleteUser, state.SetUserDisabled:
 		return true
 	case state.RefreshSession:
 		return result.Outcome == state.OutcomeReused

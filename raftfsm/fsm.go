@@ -225,6 +225,24 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return putNode(b, c)
 	case state.Barrier:
 		return state.Result{}
+	case state.UpdateOrg:
+		return updateOrg(b, c)
+	case state.DeleteOrg:
+		return deleteOrg(b, c)
+	case state.AddMember:
+		return addMember(b, c)
+	case state.UpdateMember:
+		return updateMember(b, c)
+	case state.RemoveMember:
+		return removeMember(b, c)
+	case state.TransferOrg:
+		return transferOrg(b, c)
+	case state.SetPlan:
+		return setPlan(b, c)
+	case state.DeleteUser:
+		return deleteUser(b, c)
+	case state.SetUserDisabled:
+		return setUserDisabled(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -3,6 +3,7 @@ package raftfsm_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -45,7 +46,7 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 		}
 		events := []state.AuditEvent{event(string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(rune('a'+i/676)), pick("org_", 6), pick("kind.", 3), now)}
 		var c state.Command
-		switch random.IntN(20) {
+		switch random.IntN(24) {
 		case 0:
 			c = registration(pick("", 6), now)
 		case 1:
@@ -84,6 +85,8 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 			c = state.PutNode{Node: state.NodeInfo{ID: pick("node_", 3), Version: pick("v", 5)}}
 		case 19:
 			c = initCluster(pick("cluster_", 3))
+		default:
+			c = randomOrgChange(random, now, events)
 		}
 		e := state.Envelope{ProposedAt: now, Command: c}
 		e.RequestID[0], e.RequestID[1] = 1, byte(random.IntN(200))
@@ -202,8 +205,39 @@ func TestApply_LargestChangeFits(t *testing.T) {
 	if live := get[[]state.Session](t)(f.view.SessionsOf("usr_ada")); len(live) != 1000 {
 		t.Fatalf("%d live sessions, want 1000", len(live))
 	}
+	before := takeSnapshot(t, f.fsm)
 	if result := f.must(state.EndSessions{UserID: "usr_ada", At: f.now, Reason: strings.Repeat("r", 500)}); result.Count != 1000 {
 		t.Errorf("ended %d", result.Count)
+	}
+	// The same sessions, and as many memberships and organizations as can go with an account.
+	if err := f.fsm.Restore(reader(before)); err != nil {
+		t.Fatal(err)
+	}
+	logs = logs[:0]
+	f.index = f.fsm.AppliedIndex()
+	f.register("bob")
+	for i := range 999 {
+		org := state.Organization{ID: strings.Repeat("o", 60) + fmt.Sprintf("%04d", i), Name: strings.Repeat("n", 512), Plan: strings.Repeat("p", 512)}
+		owner := "usr_ada"
+		if i >= 299 {
+			owner = "usr_bob"
+		}
+		f.index++
+		logs = append(logs, logOf(t, f.index, state.Envelope{ProposedAt: f.now, Command: state.CreateOrg{Organization: org, OwnerID: owner}}))
+		if owner == "usr_ada" {
+			continue
+		}
+		f.index++
+		logs = append(logs, logOf(t, f.index, state.Envelope{ProposedAt: f.now, Command: state.AddMember{
+			Membership: state.Membership{OrganizationID: org.ID, UserID: "usr_ada", Role: state.RoleOwner}, Actor: state.Actor{UserID: owner, Roles: []string{state.RoleOwner}},
+		}}))
+	}
+	applyAll(t, f.fsm, logs, func() int { return 64 })
+	if result := f.must(state.DeleteUser{UserID: "usr_ada", PasswordHash: "hash of ada", At: f.now}); result.Count != 300 {
+		t.Errorf("%d organizations went with the account, want 300", result.Count)
+	}
+	if members := get[[]state.Membership](t)(f.view.MembershipsOf("usr_ada")); len(members) != 0 {
+		t.Errorf("%d memberships are left", len(members))
 	}
 	if err := f.fatal(); err != nil {
 		t.Error(err)

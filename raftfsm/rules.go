@@ -21,6 +21,13 @@ const (
 	maxScopes    = 256
 	maxNodes     = 128
 	maxScopeName = 128
+	// Members of one organization and memberships of one user: what ends either does so in one entry.
+	maxMembers     = 1000
+	maxMemberships = 1000
+	// maxLooks is how many memberships ending one account looks at, over all its organizations.
+	maxLooks      = 20_000
+	maxEnded      = 300 // organizations that go with one account
+	maxIdentities = 100
 )
 
 func refuse(code string) state.Result { return state.Result{Refused: code} }
@@ -125,6 +132,7 @@ func liveOrg(b *batch, id string) *state.Organization {
 // check must not be a passed one.
 func may(b *batch, actor state.Actor, org string) (grants *[]string, ok bool) {
 	switch {
+	case liveOrg(b, org) == nil:
 	case actor.UserID != "" && actor.KeyID == "":
 		if activeUser(b, actor.UserID) == nil {
 			return nil, false
@@ -143,12 +151,41 @@ func may(b *batch, actor state.Actor, org string) (grants *[]string, ok bool) {
 		if key == nil || key.RevokedAt != 0 || key.OrganizationID != org || key.ExpiresAt != 0 && key.ExpiresAt <= b.at.time {
 			return nil, false
 		}
-		if len(actor.Scopes) == 0 || !state.ScopeCovers(key.Scopes, actor.Scopes) {
+		if len(actor.Scopes) == 0 || !state.ScopeCovers(key.Scopes, actor.Scopes) || makerDisabled(b, key) {
 			return nil, false
 		}
 		return &key.Scopes, true
 	}
 	return nil, false
+}
+
+// makerDisabled reports whether a key is dead for now since the user behind it is disabled. Of a chain that is too long
+// it says no: such keys open nothing in any case (View.KeyAuth), and entries of before there was that bound must
+// apply as they did.
+func makerDisabled(b *batch, key *state.APIKey) bool {
+	disabled, _ := disabledBehind(key.CreatedBy,
+		func(id string) *state.User { return load[state.User](b, key1(prefixUser, id)) },
+		func(id string) *state.APIKey { return load[state.APIKey](b, key1(prefixKey, id)) })
+	return disabled
+}
+
+// disabledBehind follows who made a key to the user at the chain's beginning, and reports whether that one is disabled;
+// known is false where the chain is longer than state.MaxKeyChain.
+func disabledBehind(maker string, user func(id string) *state.User, key func(id string) *state.APIKey) (disabled, known bool) {
+	for range state.MaxKeyChain {
+		if maker == "" {
+			return false, true
+		}
+		if u := user(maker); u != nil {
+			return u.DisabledAt != 0 && u.DeletedAt == 0, true
+		}
+		k := key(maker)
+		if k == nil {
+			return false, true
+		}
+		maker = k.CreatedBy
+	}
+	return false, false
 }
 
 // covers reports whether an actor with these grants (see may) can give scopes away.

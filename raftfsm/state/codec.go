@@ -95,6 +95,16 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeBarrier:        decodeAs[Barrier],
 	TypeSetPassword:    decodeAs[SetPassword],
 	TypeResetBucket:    decodeAs[ResetBucket],
+
+	TypeUpdateOrg:       decodeAs[UpdateOrg],
+	TypeDeleteOrg:       decodeAs[DeleteOrg],
+	TypeAddMember:       decodeAs[AddMember],
+	TypeUpdateMember:    decodeAs[UpdateMember],
+	TypeRemoveMember:    decodeAs[RemoveMember],
+	TypeTransferOrg:     decodeAs[TransferOrg],
+	TypeSetPlan:         decodeAs[SetPlan],
+	TypeDeleteUser:      decodeAs[DeleteUser],
+	TypeSetUserDisabled: decodeAs[SetUserDisabled],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

@@ -28,6 +28,9 @@ var samples = []state.Command{
 	&state.RevokeKey{}, &state.TouchKeys{}, &state.AppendAudit{}, &state.PutSigningKey{}, &state.Prune{},
 	&state.Horizon{}, &state.SetRoster{}, &state.PutNode{}, &state.Barrier{}, &state.SetPassword{},
 	&state.ResetBucket{},
+
+	&state.UpdateOrg{}, &state.DeleteOrg{}, &state.AddMember{}, &state.UpdateMember{}, &state.RemoveMember{},
+	&state.TransferOrg{}, &state.SetPlan{}, &state.DeleteUser{}, &state.SetUserDisabled{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

@@ -39,6 +39,16 @@ const (
 	TypeBarrier        uint16 = 19
 	TypeSetPassword    uint16 = 20
 	TypeResetBucket    uint16 = 24
+
+	TypeUpdateOrg       uint16 = 25
+	TypeDeleteOrg       uint16 = 26
+	TypeAddMember       uint16 = 27
+	TypeUpdateMember    uint16 = 28
+	TypeRemoveMember    uint16 = 29
+	TypeTransferOrg     uint16 = 30
+	TypeSetPlan         uint16 = 31
+	TypeDeleteUser      uint16 = 32
+	TypeSetUserDisabled uint16 = 33
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.

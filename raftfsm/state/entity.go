@@ -70,6 +70,18 @@ type APIKey struct {
 	PreviousUntil  int64    `cbor:"17,keyasint"` // that one works until then; 0: it does not work
 }
 
+// KeyAuth is what deciding about a presented key takes, all of one moment of the state.
+type KeyAuth struct {
+	Key          APIKey        // LastUsedAt is not filled in
+	Organization *Organization // nil where there is no record of it
+	// Disabled is set while the user who made the key, or the key that made it, and so on, is disabled; also where that
+	// chain is longer than MaxKeyChain. A maker whose account was deleted disables nothing: the key is the organization's.
+	Disabled bool
+}
+
+// MaxKeyChain is how many keys may have made each other, the last one included.
+const MaxKeyChain = 16
+
 // Session is one sign-in. Its access tokens carry its id; ending it (EndedAt) ends them all.
 //
 // RefreshHash is the SHA-256 of the refresh token that may be spent next, PreviousHash of the one spent last.

@@ -8,6 +8,13 @@ const (
 	CodeUsernameTaken = "username_taken"
 	CodeEmailTaken    = "email_taken"
 	CodeSessionEnded  = "session_ended"
+	// CodeLastOwner: an organization would be left without an owner who can act.
+	CodeLastOwner = "last_owner"
+	// CodePersonalOrganization: a user's own organization goes with the account, and has that one owner.
+	CodePersonalOrganization = "personal_organization"
+	CodeAlreadyMember        = "already_member"
+	// CodeMembershipLimit: the organization has as many members, or the user as many memberships, as there can be.
+	CodeMembershipLimit = "membership_limit"
 	// CodeIdempotencyMismatch: the Idempotency-Key was used with another request.
 	CodeIdempotencyMismatch = "idempotency_key_reused"
 	// CodeTooManyResets: more buckets were reset lately than can be remembered. A retry helps after their windows have ended.

@@ -1,0 +1,70 @@
+package raftfsm
+
+import (
+	"bytes"
+
+	"github.com/dgraph-io/badger/v4"
+
+	"sluice/raftfsm/state"
+)
+
+// MembersOf lists an organization's memberships, by user id, after the user id `after` ("" for the first page).
+func (v *View) MembersOf(organizationID, after string, limit int) (list []state.Membership, err error) {
+	if limit <= 0 {
+		return nil, nil
+	}
+	prefix := key2(prefixMember, organizationID, "")
+	err = v.read(func(txn *badger.Txn) error {
+		return each(txn, prefix, key2(prefixMember, organizationID, after), func(user string) (bool, error) {
+			m, err := find[state.Membership](txn, key2(prefixMember, organizationID, user))
+			if err == nil && m != nil {
+				list = append(list, *m)
+			}
+			return len(list) < limit, err
+		})
+	})
+	return list, err
+}
+
+// KeyAuth finds what deciding about a key takes by the SHA-256 of its present or previous secret, revoked and expired
+// keys too; nil for an unknown one.
+func (v *View) KeyAuth(hash [32]byte) (auth *state.KeyAuth, err error) {
+	err = v.read(func(txn *badger.Txn) error {
+		id, err := read(txn, key1(prefixKeyHash, string(hash[:])))
+		if err != nil || id == nil {
+			return err
+		}
+		key, err := find[state.APIKey](txn, key1(prefixKey, string(id)))
+		if err != nil || key == nil {
+			return err
+		}
+		// As in KeyByHash: the record decides, not the index.
+		if !bytes.Equal(key.Hash, hash[:]) && !bytes.Equal(key.PreviousHash, hash[:]) {
+			return nil
+		}
+		found := &state.KeyAuth{Key: *key}
+		if found.Organization, err = find[state.Organization](txn, key1(prefixOrg, key.OrganizationID)); err != nil {
+			return err
+		}
+		var failure error
+		disabled, known := disabledBehind(key.CreatedBy,
+			func(id string) *state.User { return loadOr[state.User](txn, key1(prefixUser, id), &failure) },
+			func(id string) *state.APIKey { return loadOr[state.APIKey](txn, key1(prefixKey, id), &failure) })
+		if failure != nil {
+			return failure
+		}
+		found.Disabled = disabled || !known
+		auth = found
+		return nil
+	})
+	return auth, err
+}
+
+// loadOr is find whose error goes to failure, the first one.
+func loadOr[T any](txn *badger.Txn, key []byte, failure *error) *T {
+	entity, err := find[T](txn, key)
+	if err != nil && *failure == nil {
+		*failure = err
+	}
+	return entity
+}
