@@ -267,6 +267,8 @@ func (c *call) refreshExpiry(createdAt int64) int64 {
 type loginRequest struct {
 	Username string `json:"username"`
 	Password string `json:"password"`
+	// NewPassword takes the place of a one-time password.
+	NewPassword string `json:"new_password"`
 }
 
 // errInvalidCredentials is one answer for every way in which a sign-in can fail.
@@ -303,9 +305,9 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	hash := ""
+	hash, once := "", false
 	if user != nil {
-		hash = user.PasswordHash
+		hash, once = passwordOf(user, c.now)
 	}
 	// By the name as typed: going by the account would tell that a name and an address belong together.
 	attempt, err := c.guardSignIn(strings.ToLower(req.Username))
@@ -324,6 +326,9 @@ func handleLogin(c *call) error {
 		return errInvalidCredentials()
 	}
 	attempt.refund() // whatever comes now is no guess
+	if hash, err = c.replaceOneTime(ctx, user, once, req); err != nil {
+		return err
+	}
 	session, pair, err := c.newSession(user.ID, user.PersonalOrg)
 	if err != nil {
 		return err

@@ -125,3 +125,24 @@ func CommonPasswords(min int) int {
 	}
 	return n
 }
+
+// Permission is a row of the matrix.
+type Permission struct {
+	Name  string
+	Roles []string
+	Scope string // "": no key may; of a row of Scopes: always ""
+}
+
+// Permissions is the matrix; Scopes what roles give of the scopes of configured routes.
+func Permissions() (operations, scopes []Permission) {
+	for _, p := range matrix {
+		operations = append(operations, Permission{p.name, p.roles, p.scope})
+	}
+	for _, r := range roleScopes {
+		scopes = append(scopes, Permission{r.name, r.roles, ""})
+	}
+	return operations, scopes
+}
+
+// RoleAllows is roleAllows.
+var RoleAllows = roleAllows

@@ -1,6 +1,6 @@
 package authapi
 
-// accountRoutes are the rows of the accounts: sign-in, sessions, organizations, keys, audit log and signing keys.
+// accountRoutes are the rows of the accounts: sign-in, sessions, keys, audit log and signing keys.
 func (s *Server) accountRoutes() []route {
 	return []route{
 		{method: "POST", pattern: "/api/v1/auth/register", handle: handleRegister},
@@ -9,23 +9,19 @@ func (s *Server) accountRoutes() []route {
 		{method: "POST", pattern: "/api/v1/auth/logout", handle: handleLogout, auth: authJWT},
 		{method: "POST", pattern: "/api/v1/auth/logout-all", handle: handleLogoutAll, auth: authJWT},
 		{method: "GET", pattern: "/api/v1/auth/me", handle: handleMe, auth: authAny},
+		{method: "DELETE", pattern: "/api/v1/auth/me", handle: handleDeleteMe, auth: authJWT},
 		{method: "POST", pattern: "/api/v1/auth/password", handle: handlePassword, auth: authJWT},
 		{method: "GET", pattern: "/api/v1/auth/sessions", handle: handleListSessions, auth: authJWT},
 		{method: "DELETE", pattern: "/api/v1/auth/sessions/{id}", handle: handleEndSession, auth: authJWT},
 
-		// A key has no user who could own what it made: it reads organizations only.
-		{method: "POST", pattern: "/api/v1/organizations", handle: handleCreateOrganization, auth: authJWT},
-		{method: "GET", pattern: "/api/v1/organizations", handle: handleListOrganizations, auth: authAny, scope: "organizations:read"},
-		{method: "GET", pattern: "/api/v1/organizations/{id}", handle: handleGetOrganization, auth: authAny, scope: "organizations:read"},
+		guarded("POST", "/api/v1/api-keys", opManageKeys, handleCreateKey),
+		guarded("GET", "/api/v1/api-keys", opManageKeys, handleListKeys),
+		guarded("GET", "/api/v1/api-keys/{id}", opManageKeys, handleGetKey),
+		guarded("PATCH", "/api/v1/api-keys/{id}", opManageKeys, handleUpdateKey),
+		guarded("DELETE", "/api/v1/api-keys/{id}", opManageKeys, handleDeleteKey),
+		guarded("POST", "/api/v1/api-keys/{id}/rotate", opManageKeys, handleRotateKey),
 
-		{method: "POST", pattern: "/api/v1/api-keys", handle: handleCreateKey, auth: authAny, scope: scopeManageKeys},
-		{method: "GET", pattern: "/api/v1/api-keys", handle: handleListKeys, auth: authAny, scope: scopeManageKeys},
-		{method: "GET", pattern: "/api/v1/api-keys/{id}", handle: handleGetKey, auth: authAny, scope: scopeManageKeys},
-		{method: "PATCH", pattern: "/api/v1/api-keys/{id}", handle: handleUpdateKey, auth: authAny, scope: scopeManageKeys},
-		{method: "DELETE", pattern: "/api/v1/api-keys/{id}", handle: handleDeleteKey, auth: authAny, scope: scopeManageKeys},
-		{method: "POST", pattern: "/api/v1/api-keys/{id}/rotate", handle: handleRotateKey, auth: authAny, scope: scopeManageKeys},
-
-		{method: "GET", pattern: "/api/v1/audit-logs", handle: handleAuditLog, auth: authAny, scope: "audit-logs:read"},
+		guarded("GET", "/api/v1/audit-logs", opReadAudit, handleAuditLog),
 
 		{method: "GET", pattern: "/.well-known/jwks.json", handle: handleJWKS, layer: layerDocuments},
 		{method: "GET", pattern: "/.well-known/oauth-authorization-server", handle: handleMetadata, layer: layerDocuments},

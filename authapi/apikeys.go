@@ -80,7 +80,7 @@ func handleCreateKey(c *call) error {
 	}
 	// Permission before the rest of the body: a stranger learns nothing from how it is checked.
 	if req.OrganizationID != "" {
-		if err := c.manager(req.OrganizationID); err != nil {
+		if _, err := c.allow(opManageKeys, req.OrganizationID); err != nil {
 			return err
 		}
 	}
@@ -94,6 +94,9 @@ func handleCreateKey(c *call) error {
 		return err
 	}
 	if err := c.mayGrant(key.Scopes, key.ExpiresAt); err != nil {
+		return err
+	}
+	if err := c.mayMakeKeys(); err != nil {
 		return err
 	}
 	once, err := c.beginOnce()
@@ -112,7 +115,7 @@ func handleCreateKey(c *call) error {
 	ctx, cancel := c.context()
 	defer cancel()
 	res, err := c.srv.propose(ctx, state.CreateKey{
-		Key: key, Actor: c.actor(managers, withScope(key.Scopes)...), Idempotency: record,
+		Key: key, Actor: c.actor(opManageKeys, key.Scopes...), Idempotency: record,
 		Audit: []state.AuditEvent{c.event("api_key.created", key.OrganizationID, kindKey, key.ID,
 			"name", key.Name, "scopes", strings.Join(key.Scopes, " "))},
 	})
@@ -239,12 +242,26 @@ func (c *call) mayGrant(scopes []string, expiresAt int64) error {
 	return nil
 }
 
-func errBeyond(detail string) *Problem { return problem(http.StatusForbidden, "forbidden", detail) }
-
-// withScope is what a key needs to manage one with these scopes.
-func withScope(scopes []string) []string {
-	return append([]string{scopeManageKeys}, scopes...)
+// mayMakeKeys refuses a key at the end of a chain of keys that made each other: the next one would open nothing.
+func (c *call) mayMakeKeys() error {
+	if c.principal.Method != MethodAPIKey {
+		return nil
+	}
+	maker := c.principal.KeyID
+	for range state.MaxKeyChain {
+		key, err := c.srv.state.Key(maker)
+		if err != nil {
+			return err
+		}
+		if key == nil {
+			return nil // a user made the one before
+		}
+		maker = key.CreatedBy
+	}
+	return errBeyond(fmt.Sprintf("%d keys made each other already; let a user make this one", state.MaxKeyChain))
 }
+
+func errBeyond(detail string) *Problem { return problem(http.StatusForbidden, "forbidden", detail) }
 
 // managedKey is the key of the route, for a caller that may manage it.
 func (c *call) managedKey() (*state.APIKey, error) {
@@ -258,7 +275,7 @@ func (c *call) managedKey() (*state.APIKey, error) {
 	if key == nil {
 		return nil, errNotFound()
 	}
-	if err := c.manager(key.OrganizationID); err != nil {
+	if _, err := c.allow(opManageKeys, key.OrganizationID); err != nil {
 		return nil, err
 	}
 	if key.RevokedAt != 0 {
@@ -277,7 +294,7 @@ func handleListKeys(c *call) error {
 	if org == "" {
 		org = c.principal.OrganizationID
 	}
-	if err := c.manager(org); err != nil {
+	if _, err := c.allow(opManageKeys, org); err != nil {
 		return err
 	}
 	keys, err := c.srv.state.Keys(org, after, limit+1)
@@ -342,7 +359,7 @@ func handleUpdateKey(c *call) error {
 	if err := c.mayGrant(scopes, expires); err != nil {
 		return err
 	}
-	cmd.Actor = c.actor(managers, withScope(scopes)...)
+	cmd.Actor = c.actor(opManageKeys, scopes...)
 	ctx, cancel := c.context()
 	defer cancel()
 	if _, err := c.srv.propose(ctx, cmd); err != nil {
@@ -427,7 +444,7 @@ func handleDeleteKey(c *call) error {
 	ctx, cancel := c.context()
 	defer cancel()
 	_, err = c.srv.propose(ctx, state.RevokeKey{
-		KeyID: key.ID, Actor: c.actor(managers, scopeManageKeys), At: c.now.UnixMilli(),
+		KeyID: key.ID, Actor: c.actor(opManageKeys), At: c.now.UnixMilli(),
 		Audit: []state.AuditEvent{c.event("api_key.revoked", key.OrganizationID, kindKey, key.ID, "name", key.Name)},
 	})
 	if err != nil {
@@ -491,7 +508,7 @@ func handleRotateKey(c *call) error {
 	ctx, cancel := c.context()
 	defer cancel()
 	res, err := c.srv.propose(ctx, state.RotateKey{
-		KeyID: key.ID, Actor: c.actor(managers, withScope(key.Scopes)...), OldHash: key.Hash, NewHash: hash[:], NewPrefix: prefix,
+		KeyID: key.ID, Actor: c.actor(opManageKeys, key.Scopes...), OldHash: key.Hash, NewHash: hash[:], NewPrefix: prefix,
 		At: at, PreviousUntil: previousUntil, Idempotency: record,
 		Audit: []state.AuditEvent{c.event("api_key.rotated", key.OrganizationID, kindKey, key.ID, "grace_period_seconds", fmt.Sprint(grace))},
 	})

@@ -48,33 +48,13 @@ func handleAuditLog(c *call) error {
 	if err != nil {
 		return err
 	}
-	filter := state.AuditFilter{OrganizationID: c.query("organization_id"), Event: c.query("event"), ActorID: c.query("actor")}
+	filter, wrong := auditFilter(c.query)
 	if filter.OrganizationID == "" {
 		filter.OrganizationID = c.principal.OrganizationID
 	}
 	c.catchUpToRead()
-	if err := c.manager(filter.OrganizationID); err != nil {
+	if _, err := c.allow(opReadAudit, filter.OrganizationID); err != nil {
 		return err
-	}
-	var wrong []FieldError
-	if !validEventFilter(filter.Event) {
-		wrong = append(wrong, FieldError{"event", `must be an event's name, or the start of names and ".*"`})
-	}
-	if len(filter.ActorID) > maxFilterLen {
-		wrong = append(wrong, FieldError{"actor", "must be the id of a user or a key"})
-	}
-	for _, bound := range []struct {
-		name   string
-		millis *int64
-	}{{"since", &filter.Since}, {"until", &filter.Until}} {
-		text := c.query(bound.name)
-		if text == "" {
-			continue
-		}
-		var ok bool
-		if *bound.millis, ok = parseTime(text); !ok {
-			wrong = append(wrong, FieldError{bound.name, "must be a time as in RFC 3339, like 2030-01-02T15:04:05Z"})
-		}
 	}
 	if err := invalidFields(wrong); err != nil {
 		return err
@@ -88,6 +68,31 @@ func handleAuditLog(c *call) error {
 		list = append(list, newAuditBody(&events[i]))
 	}
 	return c.writePage(list, next)
+}
+
+// auditFilter reads the filters of a query and says what is wrong with them.
+func auditFilter(query func(name string) string) (filter state.AuditFilter, wrong []FieldError) {
+	filter = state.AuditFilter{OrganizationID: query("organization_id"), Event: query("event"), ActorID: query("actor")}
+	if !validEventFilter(filter.Event) {
+		wrong = append(wrong, FieldError{"event", `must be an event's name, or the start of names and ".*"`})
+	}
+	if len(filter.ActorID) > maxFilterLen {
+		wrong = append(wrong, FieldError{"actor", "must be the id of a user or a key"})
+	}
+	for _, bound := range []struct {
+		name   string
+		millis *int64
+	}{{"since", &filter.Since}, {"until", &filter.Until}} {
+		text := query(bound.name)
+		if text == "" {
+			continue
+		}
+		var ok bool
+		if *bound.millis, ok = parseTime(text); !ok {
+			wrong = append(wrong, FieldError{bound.name, "must be a time as in RFC 3339, like 2030-01-02T15:04:05Z"})
+		}
+	}
+	return filter, wrong
 }
 
 // validEventFilter accepts "", "api_key.created" and "api_key.*".

@@ -131,15 +131,17 @@ const (
 )
 
 // pageArgs reads ?limit= and ?cursor=. The cursor is what writePage was given as next, "" for the first page.
-func (c *call) pageArgs() (limit int, cursor string, err error) {
+func (c *call) pageArgs() (limit int, cursor string, err error) { return pageOf(c.query) }
+
+func pageOf(query func(name string) string) (limit int, cursor string, err error) {
 	limit = pageDefault
-	if q := c.query("limit"); q != "" {
+	if q := query("limit"); q != "" {
 		limit, err = strconv.Atoi(q)
 		if err != nil || limit < 1 || limit > pageMax {
 			return 0, "", invalid("limit", "must be a number from 1 to 200")
 		}
 	}
-	if q := c.query("cursor"); q != "" {
+	if q := query("cursor"); q != "" {
 		b, err := base64.RawURLEncoding.Strict().DecodeString(q)
 		if err != nil || len(b) == 0 || len(b) > 256 {
 			return 0, "", invalid("cursor", "is not one that a list gave")
@@ -158,10 +160,14 @@ type page struct {
 // writePage answers with one page. data is a slice that is not nil; next, the last id of the page, comes back through
 // pageArgs as the cursor; "" where the list ends here.
 func (c *call) writePage(data any, next string) error {
-	p := page{Data: data}
-	if next != "" {
-		cursor := base64.RawURLEncoding.EncodeToString([]byte(next))
-		p.NextCursor = &cursor
+	return c.writeJSON(http.StatusOK, page{Data: data, NextCursor: cursorOf(next)})
+}
+
+// cursorOf is next as pageOf reads it again, nil for "".
+func cursorOf(next string) *string {
+	if next == "" {
+		return nil
 	}
-	return c.writeJSON(http.StatusOK, p)
+	cursor := base64.RawURLEncoding.EncodeToString([]byte(next))
+	return &cursor
 }

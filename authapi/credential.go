@@ -249,13 +249,14 @@ func (s *Server) lookup(raw []byte, hash [32]byte, key bool, now time.Time) (*cr
 const never = int64(1<<63 - 1)
 
 func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) {
-	k, err := s.state.KeyByHash(hash)
+	auth, err := s.state.KeyAuth(hash)
 	if err != nil {
 		return nil, err
 	}
-	if k == nil {
+	if auth == nil {
 		return nil, errUnknownCredential
 	}
+	k, org := &auth.Key, auth.Organization
 	validTo := never
 	switch {
 	case k.RevokedAt != 0:
@@ -274,12 +275,11 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 	if k.ExpiresAt != 0 {
 		validTo = min(validTo, k.ExpiresAt)
 	}
-	org, err := s.state.Organization(k.OrganizationID)
-	if err != nil {
-		return nil, err
-	}
-	if org == nil || org.DeletedAt != 0 {
+	switch {
+	case org == nil || org.DeletedAt != 0:
 		return nil, failed("the API key has been revoked")
+	case auth.Disabled:
+		return nil, failed("the API key is disabled")
 	}
 	cred := &credential{
 		validTo: validTo,

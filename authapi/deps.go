@@ -25,6 +25,11 @@ type State interface {
 	Membership(organizationID, userID string) (*state.Membership, error)
 	// MembershipsOf lists a user's memberships, by organization id.
 	MembershipsOf(userID string) ([]state.Membership, error)
+	// MembersOf lists an organization's memberships, by user id, after the user id `after` ("" for the first page).
+	MembersOf(organizationID, after string, limit int) ([]state.Membership, error)
+	// KeyAuth finds what deciding about a key takes by the SHA-256 of its present or previous secret, all of one moment;
+	// revoked and expired keys too.
+	KeyAuth(hash [32]byte) (*state.KeyAuth, error)
 	// KeyByHash finds a key by the SHA-256 of its present or previous secret, revoked and expired ones too.
 	KeyByHash(hash [32]byte) (*state.APIKey, error)
 	Key(id string) (*state.APIKey, error)

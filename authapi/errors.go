@@ -12,10 +12,11 @@ var (
 	// ErrSecretsKey: this node's key for secrets at rest is not the one that the cluster's secrets are encrypted under.
 	// Retrying does not help: the node needs the cluster's key.
 	ErrSecretsKey = errors.New("key for secrets at rest is not the cluster's")
-	// ErrSigningKeys: a rotation was asked for while the last one is not in force yet, or while too many keys still
-	// verify. It may be tried again when their last tokens have ended.
-	ErrSigningKeys = errors.New("too many signing keys still verify")
 )
+
+// errSigningKeys: a rotation was asked for while the last one is not in force yet, or while too many keys still verify.
+// It may be tried again when their last tokens have ended.
+var errSigningKeys = errors.New("too many signing keys still verify")
 
 // errDraining is the reason of /readyz while the node is being shut down.
 var errDraining = errors.New("shutting down")

@@ -58,7 +58,7 @@ func (s *Server) Maintain(ctx context.Context) error {
 			return fmt.Errorf("make cluster secrets: %w", err)
 		}
 	}
-	if err := s.rotateSigningKey(ctx, false); err != nil {
+	if _, err := s.rotateSigningKey(ctx, nil); err != nil {
 		return fmt.Errorf("rotate signing key: %w", err)
 	}
 	if now := s.clock(); !now.Before(u.prune) {
@@ -69,17 +69,6 @@ func (s *Server) Maintain(ctx context.Context) error {
 		if !more {
 			u.prune = now.Add(pruneEvery)
 		}
-	}
-	return nil
-}
-
-// RotateSigningKey replaces the signing key now, whatever the schedule says. The new one signs after keyLead; tokens of
-// the old one verify until they end. The error says where too many keys verify already.
-func (s *Server) RotateSigningKey(ctx context.Context) error {
-	s.accounts.upkeep.mu.Lock()
-	defer s.accounts.upkeep.mu.Unlock()
-	if err := s.rotateSigningKey(ctx, true); err != nil {
-		return fmt.Errorf("rotate signing key: %w", err)
 	}
 	return nil
 }
@@ -125,21 +114,25 @@ func (s *Server) initCluster(ctx context.Context) error {
 	return err
 }
 
-// rotateSigningKey adds a key where the newest is too old, of another algorithm than configured, or must is set.
-func (s *Server) rotateSigningKey(ctx context.Context, must bool) error {
+// rotateSigningKey adds a key where the newest is too old or of another algorithm than configured, or an operator asks
+// for it, who is then told of what stands in the way. It gives the key, nil where none was due.
+func (s *Server) rotateSigningKey(ctx context.Context, asked *Operator) (*state.SigningKey, error) {
 	ring, err := s.tokens.current()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(ring.keys) == 0 {
-		return nil
+		if asked != nil {
+			return nil, ErrUnavailable // the cluster has not formed yet
+		}
+		return nil, nil
 	}
 	now := s.clock()
 	newest := ring.keys[len(ring.keys)-1].record
 	auth := s.cfg.Auth
 	old := auth.SigningRotation > 0 && now.UnixMilli()-newest.SignsFrom >= auth.SigningRotation.Milliseconds()
-	if !must && !old && newest.Algorithm == auth.SigningAlgorithm {
-		return nil
+	if asked == nil && !old && newest.Algorithm == auth.SigningAlgorithm {
+		return nil, nil
 	}
 	verifying := 0
 	for _, k := range ring.keys {
@@ -149,27 +142,32 @@ func (s *Server) rotateSigningKey(ctx context.Context, must bool) error {
 	}
 	switch {
 	case newest.SignsFrom > now.UnixMilli(), verifying >= maxVerifyingKeys:
-		if must {
-			return ErrSigningKeys
+		if asked != nil {
+			return nil, errSigningKeys
 		}
-		return nil
+		return nil, nil
 	}
 	signsFrom := now.Add(keyLead)
 	key, err := generateSigningKey(s.sealer, auth.SigningAlgorithm, now, signsFrom)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	event := Operator{}.event(now, "signing_key.rotated", "", kindSigningKey, key.ID, "algorithm", key.Algorithm)
+	event.ActorType = kindSystem
+	if asked != nil {
+		event = asked.event(now, "signing_key.rotated", "", kindSigningKey, key.ID, "algorithm", key.Algorithm)
 	}
 	_, err = s.propose(ctx, state.PutSigningKey{
 		Key: key, PreviousID: newest.ID, PreviousVerifiesTo: signsFrom.Add(auth.TokenTTL + keyMargin).UnixMilli(),
-		Audit: []state.AuditEvent{{
-			ID: newID(idEvent, now), Event: "signing_key.rotated", ActorType: kindSystem, SubjectType: kindSigningKey, SubjectID: key.ID,
-			Result: resultSuccess, At: now.UnixMilli(), Detail: []state.Pair{{Name: "algorithm", Value: key.Algorithm}},
-		}},
+		Audit: []state.AuditEvent{event},
 	})
-	if refusedWith(err, state.CodeConflict) {
-		return nil // another leader was first
+	if refusedWith(err, state.CodeConflict) && asked == nil {
+		return nil, nil // another leader was first
 	}
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return &key, nil
 }
 
 // pruneState removes what is over; more says that there is more of it.

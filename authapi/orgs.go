@@ -1,6 +1,8 @@
 package authapi
 
 import (
+	"bytes"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"unicode"
@@ -22,6 +24,24 @@ type organizationBody struct {
 func newOrganizationBody(o *state.Organization, role string) *organizationBody {
 	return &organizationBody{
 		ID: o.ID, Name: o.Name, Personal: o.Personal, Plan: textOrNull(o.Plan), Role: textOrNull(role), CreatedAt: formatTime(o.CreatedAt),
+	}
+}
+
+// organizationRoutes are the rows of organizations and their members. A key makes no organization: it has no user who
+// could own it.
+func organizationRoutes() []route {
+	return []route{
+		{method: "POST", pattern: "/api/v1/organizations", handle: handleCreateOrganization, auth: authJWT},
+		guarded("GET", "/api/v1/organizations", opReadOrganization, handleListOrganizations),
+		guarded("GET", "/api/v1/organizations/{id}", opReadOrganization, handleGetOrganization),
+		guarded("PATCH", "/api/v1/organizations/{id}", opRenameOrganization, handleUpdateOrganization),
+		guarded("DELETE", "/api/v1/organizations/{id}", opDeleteOrganization, handleDeleteOrganization),
+		guarded("POST", "/api/v1/organizations/{id}/transfer", opTransferOrganization, handleTransferOrganization),
+		guarded("GET", "/api/v1/organizations/{id}/members", opReadMembers, handleListMembers),
+		guarded("POST", "/api/v1/organizations/{id}/members", opManageMembers, handleAddMember),
+		guarded("GET", "/api/v1/organizations/{id}/members/{user_id}", opReadMembers, handleGetMember),
+		guarded("PATCH", "/api/v1/organizations/{id}/members/{user_id}", opManageMembers, handleUpdateMember),
+		guarded("DELETE", "/api/v1/organizations/{id}/members/{user_id}", opManageMembers, handleRemoveMember),
 	}
 }
 
@@ -116,56 +136,110 @@ func handleListOrganizations(c *call) error {
 
 func handleGetOrganization(c *call) error {
 	c.catchUpToRead()
-	role, err := c.member(c.param(0))
+	a, err := c.allow(opReadOrganization, c.param(0))
 	if err != nil {
 		return err
 	}
-	org, err := c.srv.state.Organization(c.param(0))
-	if err != nil {
-		return err
-	}
-	if org == nil || org.DeletedAt != 0 {
-		return errNotFound()
-	}
-	return c.writeJSON(http.StatusOK, newOrganizationBody(org, role))
+	return c.writeJSON(http.StatusOK, newOrganizationBody(a.org, a.role))
 }
 
-// member is the caller's role in an organization, "" for a key of it. An organization that is not the caller's is not
-// found, whether it exists or not.
-func (c *call) member(organizationID string) (role string, err error) {
-	if !plainID(organizationID) {
-		return "", errNotFound()
+// updateOrganizationRequest tells absent (empty) from null.
+type updateOrganizationRequest struct {
+	Name json.RawMessage `json:"name"`
+	Plan json.RawMessage `json:"plan"`
+}
+
+func handleUpdateOrganization(c *call) error {
+	a, err := c.allow(opRenameOrganization, c.param(0))
+	if err != nil {
+		return err
 	}
-	if c.principal.Method == MethodAPIKey {
-		if c.principal.OrganizationID != organizationID {
-			return "", errNotFound()
-		}
-		return "", nil
+	var req updateOrganizationRequest
+	if err := c.decode(&req); err != nil {
+		return err
 	}
-	m, err := found(c, func() (*state.Membership, error) {
-		return c.srv.state.Membership(organizationID, c.principal.UserID)
+	if req.Plan != nil {
+		return problem(http.StatusForbidden, "forbidden", "the plan is set by the operators of the cluster")
+	}
+	if req.Name == nil {
+		return c.writeJSON(http.StatusOK, newOrganizationBody(a.org, a.role))
+	}
+	var name string
+	wrong := "must be a string"
+	if json.Unmarshal(req.Name, &name) == nil && !bytes.Equal(req.Name, jsonNull) {
+		name, wrong = checkName(name)
+	}
+	if wrong != "" {
+		return invalid("name", wrong)
+	}
+	ctx, cancel := c.context()
+	defer cancel()
+	_, err = c.srv.propose(ctx, state.UpdateOrg{
+		OrganizationID: a.org.ID, Actor: c.actor(opRenameOrganization), Name: &name, At: c.now.UnixMilli(),
+		Audit: []state.AuditEvent{c.event("organization.updated", a.org.ID, kindOrganization, a.org.ID, "name", name)},
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
-	if m == nil {
-		return "", errNotFound()
-	}
-	return m.Role, nil
+	a.org.Name = name
+	return c.writeJSON(http.StatusOK, newOrganizationBody(a.org, a.role))
 }
 
-// managers are the roles that manage an organization's keys and read its audit log.
-var managers = []string{state.RoleOwner, state.RoleAdmin}
-
-// manager refuses callers that are not of the organization, with 404, and those that may not manage it, with 403. A
-// key's scope is checked by its route.
-func (c *call) manager(organizationID string) error {
-	role, err := c.member(organizationID)
+func handleDeleteOrganization(c *call) error {
+	a, err := c.allow(opDeleteOrganization, c.param(0))
 	if err != nil {
 		return err
 	}
-	if c.principal.Method == MethodJWT && role != state.RoleOwner && role != state.RoleAdmin {
-		return problem(http.StatusForbidden, "forbidden", "this needs the role owner or admin in the organization")
+	ctx, cancel := c.context()
+	defer cancel()
+	_, err = c.srv.propose(ctx, state.DeleteOrg{
+		OrganizationID: a.org.ID, Actor: c.actor(opDeleteOrganization), At: c.now.UnixMilli(),
+		Audit: []state.AuditEvent{c.event("organization.deleted", a.org.ID, kindOrganization, a.org.ID, "name", a.org.Name)},
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	return c.noContent()
+}
+
+// handleTransferOrganization makes a member the owner in the caller's place, who stays as an admin.
+func handleTransferOrganization(c *call) error {
+	a, err := c.allow(opTransferOrganization, c.param(0))
+	if err != nil {
+		return err
+	}
+	var req userRequest
+	if err := c.decode(&req); err != nil {
+		return err
+	}
+	if err := invalidFields(req.check(nil)); err != nil {
+		return err
+	}
+	once, err := c.beginOnce()
+	if err != nil {
+		return err
+	}
+	defer once.end()
+	user, err := c.userOf(req)
+	if err != nil {
+		return err
+	}
+	if user.ID == c.principal.UserID {
+		return invalid(req.field(), "must be another member")
+	}
+	answer := newOrganizationBody(a.org, state.RoleAdmin)
+	record, err := once.record(http.StatusOK, answer)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := c.context()
+	defer cancel()
+	res, err := c.srv.propose(ctx, state.TransferOrg{
+		OrganizationID: a.org.ID, ToUserID: user.ID, Actor: c.actor(opTransferOrganization), At: c.now.UnixMilli(), Idempotency: record,
+		Audit: []state.AuditEvent{c.event("organization.transferred", a.org.ID, kindOrganization, a.org.ID, "from", c.principal.UserID, "to", user.ID)},
+	})
+	if err != nil {
+		return err
+	}
+	return once.answer(res, http.StatusOK, answer)
 }

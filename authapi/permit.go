@@ -2,7 +2,6 @@ package authapi
 
 import (
 	"net/http"
-	"strings"
 
 	"sluice/raftfsm/state"
 )
@@ -50,32 +49,6 @@ func (c *call) has(scope string) bool {
 		return state.ScopeAllows(c.principal.Scopes, scope)
 	case MethodJWT:
 		return c.entry != nil && roleAllows(c.entry.role, scope)
-	}
-	return false
-}
-
-// Resources whose other actions than reading take an owner or admin.
-var managed = [...]string{"organizations", "api-keys", "audit-logs", "tokens"}
-
-// roleAllows says what a member may do by a token: owners and admins all, members all but to manage the organization's
-// own things, viewers read.
-func roleAllows(role, scope string) bool {
-	resource, action, _ := strings.Cut(scope, ":")
-	switch role {
-	case state.RoleOwner, state.RoleAdmin:
-		return true
-	case state.RoleMember:
-		if resource == "*" || resource == "" {
-			return false
-		}
-		for _, m := range managed {
-			if resource == m {
-				return action == "read" && resource != "audit-logs"
-			}
-		}
-		return true
-	case state.RoleViewer:
-		return action == "read" && resource != "audit-logs"
 	}
 	return false
 }

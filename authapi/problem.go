@@ -84,12 +84,19 @@ var refusals = map[string]struct {
 	status int
 	detail string
 }{
-	state.CodeNotFound:            {http.StatusNotFound, detailNotFound},
-	state.CodeForbidden:           {http.StatusForbidden, "this credential may not do that"},
-	state.CodeConflict:            {http.StatusConflict, "another change came first"},
-	state.CodeUsernameTaken:       {http.StatusConflict, "this user name is taken"},
-	state.CodeEmailTaken:          {http.StatusConflict, "this e-mail address is taken"},
-	state.CodeSessionEnded:        {http.StatusUnauthorized, "the session has ended"},
+	state.CodeNotFound:      {http.StatusNotFound, detailNotFound},
+	state.CodeForbidden:     {http.StatusForbidden, "this credential may not do that"},
+	state.CodeConflict:      {http.StatusConflict, "another change came first"},
+	state.CodeUsernameTaken: {http.StatusConflict, "this user name is taken"},
+	state.CodeEmailTaken:    {http.StatusConflict, "this e-mail address is taken"},
+	state.CodeSessionEnded:  {http.StatusUnauthorized, "the session has ended"},
+	state.CodeLastOwner: {http.StatusConflict,
+		"an organization needs an owner who can act: make somebody else one first, or delete the organization"},
+	state.CodePersonalOrganization: {http.StatusConflict,
+		"a personal organization has its one owner and goes with the account"},
+	state.CodeAlreadyMember: {http.StatusConflict, "the user is a member already; change the role instead"},
+	state.CodeMembershipLimit: {http.StatusConflict,
+		"there are as many members or memberships as there can be; remove or leave some first"},
 	state.CodeIdempotencyMismatch: {http.StatusUnprocessableEntity, "this Idempotency-Key was used with another request"},
 }
 

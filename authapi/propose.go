@@ -138,23 +138,16 @@ func by(userID string, e state.AuditEvent) state.AuditEvent {
 	return e
 }
 
-// userAgent is the request's, cut to a bound and without what is not printable ASCII.
-func (c *call) userAgent() string {
-	b := c.ctx.UserAgent()
-	out := make([]byte, 0, min(len(b), maxUserAgent))
-	for _, ch := range b[:min(len(b), maxUserAgent)] {
-		if ch < ' ' || ch > '~' {
-			ch = '?'
-		}
-		out = append(out, ch)
-	}
-	return string(out)
-}
+// userAgent is the request's, as it is kept.
+func (c *call) userAgent() string { return printable(string(c.ctx.UserAgent())) }
 
-// actor is the caller as the state machine checks it again: a user by one of the roles, a key by all of the scopes.
-func (c *call) actor(roles []string, scopes ...string) state.Actor {
-	if c.principal.Method == MethodAPIKey {
-		return state.Actor{KeyID: c.principal.KeyID, Scopes: scopes}
+// printable is a User-Agent cut to a bound and without what is not printable ASCII.
+func printable(text string) string {
+	b := []byte(text[:min(len(text), maxUserAgent)])
+	for i, ch := range b {
+		if ch < ' ' || ch > '~' {
+			b[i] = '?'
+		}
 	}
-	return state.Actor{UserID: c.principal.UserID, Roles: roles}
+	return string(b)
 }

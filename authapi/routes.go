@@ -46,7 +46,7 @@ type route struct {
 
 // routeTable is every route that Sluice itself answers.
 func (s *Server) routeTable() []route {
-	return slices.Concat(s.edgeRoutes(), s.accountRoutes())
+	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes())
 }
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.

@@ -13,6 +13,8 @@ const (
 	endRevoked         = "revoked"
 	endPasswordChanged = "password_changed"
 	endTokenReused     = "token_reused"
+	endAccountDeleted  = "account_deleted"
+	endDisabled        = "disabled"
 )
 
 type refreshRequest struct {
@@ -247,7 +249,8 @@ func handlePassword(c *call) error {
 	}
 	ctx, cancel := c.context()
 	defer cancel()
-	ok, err := s.passwords.check(ctx, user.PasswordHash, req.CurrentPassword)
+	current, _ := passwordOf(user, c.now)
+	ok, err := s.passwords.check(ctx, current, req.CurrentPassword)
 	if err != nil {
 		attempt.refund()
 		return err

@@ -499,21 +499,21 @@ func TestMaintain(t *testing.T) {
 	}
 
 	// By command, and not again before it is in force.
-	if err := e.srv.RotateSigningKey(t.Context()); err != nil {
+	if _, err := e.srv.RotateSigningKey(t.Context(), authapi.Operator{}); err != nil {
 		t.Fatalf("RotateSigningKey: %v", err)
 	}
-	if err := e.srv.RotateSigningKey(t.Context()); !errors.Is(err, authapi.ErrSigningKeys) {
+	if _, err := e.srv.RotateSigningKey(t.Context(), authapi.Operator{}); problemCode(err) != "conflict" {
 		t.Errorf("a second rotation at once: %v", err)
 	}
 	// Nor while four keys verify.
 	for range 2 {
 		e.clock.Advance(2 * authapi.KeyLead)
-		if err := e.srv.RotateSigningKey(t.Context()); err != nil {
+		if _, err := e.srv.RotateSigningKey(t.Context(), authapi.Operator{}); err != nil {
 			t.Fatalf("RotateSigningKey: %v", err)
 		}
 	}
 	e.clock.Advance(2 * authapi.KeyLead)
-	if err := e.srv.RotateSigningKey(t.Context()); !errors.Is(err, authapi.ErrSigningKeys) {
+	if _, err := e.srv.RotateSigningKey(t.Context(), authapi.Operator{}); problemCode(err) != "conflict" {
 		t.Errorf("a fifth key: %v", err)
 	}
 }

@@ -70,6 +70,9 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 		c.doneLocked(cmd.Audit, cmd.Idempotency)
 	case state.CreateKey, state.UpdateKey, state.RotateKey, state.RevokeKey, state.TouchKeys:
 		return c.applyKeyLocked(cmd)
+	case state.UpdateOrg, state.DeleteOrg, state.AddMember, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan,
+		state.DeleteUser, state.SetUserDisabled:
+		return c.applyOrgLocked(cmd)
 	case state.Prune:
 		c.prunes = append(c.prunes, cmd)
 	case state.Barrier:
