@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"sluice/authapi"
 	"sluice/raftfsm/state"
 )
 
@@ -45,9 +46,20 @@ func adminProblemOf(err error) (p *AdminProblem, listed bool) {
 	var own *AdminProblem
 	var refused *refusedError
 	var refusal *state.Refusal
+	var public *authapi.Problem
 	switch {
 	case errors.As(err, &own):
 		return own, true
+	case errors.As(err, &public):
+		detail := public.Detail
+		if len(public.Errors) > 0 {
+			var fields []string
+			for _, f := range public.Errors {
+				fields = append(fields, f.Field+" "+f.Detail)
+			}
+			detail = strings.Join(fields, "; ")
+		}
+		return adminProblem(public.Status, public.Code, detail), true
 	case errors.As(err, &refused):
 		return adminProblem(http.StatusConflict, "conflict", refused.reason), true
 	case errors.As(err, &refusal) && refusal.Code != state.CodeInvalid:
@@ -125,6 +137,7 @@ func (a *adminServer) api(mux *http.ServeMux) {
 	mux.Handle("GET /v1/limits/explain", a.read(a.explainGet))
 	mux.Handle("POST /v1/limits/explain", adminChange(a, a.explainPost))
 	mux.Handle("POST /v1/limits/reset", adminChange(a, a.resetLimits))
+	a.accounts(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)
@@ -149,6 +162,12 @@ func (a *adminServer) read(fn func(r *http.Request) (any, error)) http.Handler {
 // adminChange is a call that changes something. Its body is one JSON object of type T and nothing else: a page in a
 // browser cannot send such a body elsewhere without asking first, and nobody answers that question here.
 func adminChange[T any](a *adminServer, fn func(ctx context.Context, in T) (any, error)) http.Handler {
+	return adminChangeOf(a, func(r *http.Request, in T) (any, error) { return fn(r.Context(), in) })
+}
+
+// adminChangeOf is adminChange for a call that looks at its path or its caller too. The request's context ends when the
+// call's time is up.
+func adminChangeOf[T any](a *adminServer, fn func(r *http.Request, in T) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)
@@ -184,7 +203,7 @@ func adminChange[T any](a *adminServer, fn func(ctx context.Context, in T) (any,
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), adminChangeTimeout)
 		defer cancel()
-		answer, err := fn(ctx, in)
+		answer, err := fn(r.WithContext(ctx), in)
 		a.answer(w, r, answer, err)
 	})
 }

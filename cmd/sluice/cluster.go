@@ -12,7 +12,8 @@ import (
 )
 
 type clusterCommand struct {
-	Status clusterStatusCommand `cmd:"" help:"Show the nodes, who leads, and what is wrong."`
+	Status           clusterStatusCommand `cmd:"" help:"Show the nodes, who leads, and what is wrong."`
+	RotateSigningKey clusterRotateCommand `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
 }
 
 type clusterStatusCommand struct {

@@ -46,6 +46,9 @@ type commandLine struct {
 	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
 	Cluster clusterCommand `cmd:"" help:"Look after a running cluster."`
 	Limits  limitsCommand  `cmd:"" help:"Explain or reset what limits count."`
+	User    userCommand    `cmd:"" help:"Look after users."`
+	Org     orgCommand     `cmd:"" help:"Look after organizations."`
+	Audit   auditCommand   `cmd:"" help:"Print the audit log, of all organizations and of none."`
 	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
 	Secret  secretCommand  `cmd:"" help:"Make secrets."`
 	Version versionCommand `cmd:"" help:"Print the version."`
