@@ -204,9 +204,21 @@ func handleDeleteOrganization(c *call) error {
 
 // handleTransferOrganization makes a member the owner in the caller's place, who stays as an admin.
 func handleTransferOrganization(c *call) error {
-	a, err := c.allow(opTransferOrganization, c.param(0))
+	a, err := c.access(c.param(0))
 	if err != nil {
 		return err
+	}
+	once, err := c.beginOnce()
+	if err != nil {
+		return err
+	}
+	defer once.end()
+	// Who repeats a transfer whose answer was lost is no owner any more: the state machine decides, after it has looked
+	// for the first answer.
+	if !once.active {
+		if _, err := c.allow(opTransferOrganization, a.org.ID); err != nil {
+			return err
+		}
 	}
 	var req userRequest
 	if err := c.decode(&req); err != nil {
@@ -215,11 +227,6 @@ func handleTransferOrganization(c *call) error {
 	if err := invalidFields(req.check(nil)); err != nil {
 		return err
 	}
-	once, err := c.beginOnce()
-	if err != nil {
-		return err
-	}
-	defer once.end()
 	user, err := c.userOf(req)
 	if err != nil {
 		return err

@@ -260,6 +260,11 @@ func TestTransfer(t *testing.T) {
 		t.Errorf("roles %v and %v", role(owner), role(p))
 	}
 	e.want(e.send("POST", path, owner.token, object{"username": p.name}), 403, "forbidden")
+	again := e.send("POST", path, owner.token, object{"username": p.name}, "Idempotency-Key", "t")
+	if again.status != 200 || again.body != a.body || again.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("again: %d %s", again.status, again.body)
+	}
+	e.want(e.send("POST", path, owner.token, object{"username": p.name}, "Idempotency-Key", "other"), 403, "forbidden")
 	if ev := e.events(p.token, "?organization_id="+org+"&event=organization.transferred"); len(ev) != 1 || ev[0]["detail"].(object)["to"] != p.id {
 		t.Errorf("events = %v", ev)
 	}

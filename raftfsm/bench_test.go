@@ -36,8 +36,18 @@ func BenchmarkKeyByHash(b *testing.B) {
 	f.numbered(size, func(i int) state.Command {
 		sum := numberedHash(i)
 		key := newKey(fmt.Sprintf("key_%08d", i), "org_ada", f.now, "events:*")
-		key.Hash = sum[:]
+		key.Hash, key.CreatedBy = sum[:], "usr_ada"
 		return state.CreateKey{Key: key, Actor: owner("ada")}
+	})
+	b.Run(fmt.Sprintf("auth/keys=%d", size), func(b *testing.B) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			if auth, err := f.view.KeyAuth(numberedHash(i % size)); err != nil || auth == nil || auth.Disabled {
+				b.Fatal(auth, err)
+			}
+			i += 7919
+		}
 	})
 	b.Run(fmt.Sprintf("keys=%d", size), func(b *testing.B) {
 		b.ReportAllocs()

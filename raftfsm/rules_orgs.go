@@ -44,10 +44,10 @@ func membership(b *batch, org, user string) *state.Membership {
 	return load[state.Membership](b, key2(prefixMember, org, user))
 }
 
-// members loads an organization's memberships, up to one more than there can be.
-func members(b *batch, org string) []state.Membership {
+// members loads an organization's memberships, up to limit.
+func members(b *batch, org string, limit int) []state.Membership {
 	prefix := key2(prefixMember, org, "")
-	records := b.scan(prefix, prefix, maxMembers+1)
+	records := b.scan(prefix, prefix, limit)
 	list := make([]state.Membership, 0, len(records))
 	for _, r := range records {
 		if m := load[state.Membership](b, r.key); m != nil {
@@ -55,6 +55,12 @@ func members(b *batch, org string) []state.Membership {
 		}
 	}
 	return list
+}
+
+// isFull reports whether an organization has as many members as there can be.
+func isFull(b *batch, org string) bool {
+	prefix := key2(prefixMember, org, "")
+	return len(b.scan(prefix, prefix, maxMembers)) >= maxMembers
 }
 
 // membershipsOf lists the organizations of a user, up to one more than there can be.
@@ -118,7 +124,7 @@ func deleteOrg(b *batch, c state.DeleteOrg) state.Result {
 		return refuse(state.CodePersonalOrganization)
 	}
 	// That it is gone is a record to be found; the memberships only say who may act in it, which nobody may now.
-	list := members(b, org.ID)
+	list := members(b, org.ID, maxMembers+1)
 	if len(list) > maxMembers {
 		return refuse(state.CodeMembershipLimit)
 	}
@@ -155,7 +161,7 @@ func addMember(b *batch, c state.AddMember) state.Result {
 		return refuse(state.CodeAlreadyMember)
 	case org.Personal && m.Role == state.RoleOwner:
 		return refuse(state.CodePersonalOrganization)
-	case len(members(b, org.ID)) >= maxMembers, len(membershipsOf(b, m.UserID)) >= maxMemberships:
+	case isFull(b, org.ID), len(membershipsOf(b, m.UserID)) >= maxMemberships:
 		return refuse(state.CodeMembershipLimit)
 	}
 	saveMembership(b, &m)
@@ -177,7 +183,7 @@ func updateMember(b *batch, c state.UpdateMember) state.Result {
 		return state.Result{}
 	case org.Personal && (m.Role == state.RoleOwner || c.Role == state.RoleOwner):
 		return refuse(state.CodePersonalOrganization)
-	case m.Role == state.RoleOwner && !otherOwner(b, members(b, org.ID), m.UserID):
+	case m.Role == state.RoleOwner && !otherOwner(b, members(b, org.ID, maxMembers), m.UserID):
 		return refuse(state.CodeLastOwner)
 	}
 	m.Role = c.Role
@@ -194,7 +200,7 @@ func removeMember(b *batch, c state.RemoveMember) state.Result {
 		return refuse(code)
 	case org.Personal && m.Role == state.RoleOwner:
 		return refuse(state.CodePersonalOrganization)
-	case m.Role == state.RoleOwner && !otherOwner(b, members(b, org.ID), m.UserID):
+	case m.Role == state.RoleOwner && !otherOwner(b, members(b, org.ID, maxMembers), m.UserID):
 		return refuse(state.CodeLastOwner)
 	}
 	dropMembership(b, org.ID, m.UserID)

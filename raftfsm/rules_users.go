@@ -44,15 +44,22 @@ func leaveAll(b *batch, user *state.User, at int64) (count int, code string) {
 	}
 	looks := 0
 	for _, id := range orgs {
-		list := members(b, id)
+		own, org := membership(b, id, user.ID), liveOrg(b, id)
+		if own == nil || org == nil {
+			dropMembership(b, id, user.ID)
+			continue
+		}
+		// Of others' organizations it matters only that there are others.
+		limit := 2
+		if own.Role == state.RoleOwner {
+			limit = maxMembers
+		}
+		list := members(b, id, limit)
 		if looks += len(list); looks > maxLooks {
 			return 0, state.CodeMembershipLimit
 		}
-		own := membership(b, id, user.ID)
-		org := liveOrg(b, id)
 		dropMembership(b, id, user.ID)
 		switch {
-		case own == nil || org == nil:
 		case len(list) == 1:
 			org.DeletedAt = at
 			if org.Personal {
