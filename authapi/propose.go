@@ -139,7 +139,10 @@ func by(userID string, e state.AuditEvent) state.AuditEvent {
 }
 
 // userAgent is the request's, as it is kept.
-func (c *call) userAgent() string { return printable(string(c.ctx.UserAgent())) }
+func (c *call) userAgent() string {
+	b := c.ctx.UserAgent()
+	return printable(string(b[:min(len(b), maxUserAgent)]))
+}
 
 // printable is a User-Agent cut to a bound and without what is not printable ASCII.
 func printable(text string) string {
