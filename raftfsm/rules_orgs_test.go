@@ -387,6 +387,26 @@ func TestDeleteUser(t *testing.T) {
 	f.must(again)
 }
 
+// Nobody signs in to an account that has ended by way of a provider; other users' identities stay.
+func TestDeleteUser_IdentitiesGo(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.register("ada")
+	f.register("bob")
+	for _, i := range []state.Identity{
+		{Provider: "google", Subject: "1", UserID: "usr_ada"}, {Provider: "github", Subject: "1\x002", UserID: "usr_ada"},
+		{Provider: "google", Subject: "2", UserID: "usr_bob"},
+	} {
+		if err := f.fsm.PutIdentity(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.must(state.DeleteUser{UserID: "usr_ada", PasswordHash: "hash of ada", At: f.now})
+	if identities, listed, err := f.fsm.Identities(); identities != 1 || listed != 1 || err != nil {
+		t.Errorf("%d identities, %d listed, %v; want bob's", identities, listed, err)
+	}
+}
+
 func TestDisabledUser_KeysAreDeadMeanwhile(t *testing.T) {
 	t.Parallel()
 	f := team(t)
