@@ -105,7 +105,7 @@ func (l *ledger) restore(r restoredWindow) {
 	sh := &l.shards[shardOf(&r.id)]
 	if r.span.end(r.n)+int64(r.span)+l.slackMillis <= sh.maxMillis {
 		if r.slot != noSlot {
-			l.records.release(r.slot)
+			l.records.release(r.slot, r.n)
 		}
 		return
 	}
@@ -122,6 +122,12 @@ func (l *ledger) restore(r restoredWindow) {
 		sh.index[r.id] = b.index
 		sh.live++
 		sh.classes[r.id.class()]++
+	}
+	if b.find(r.n) != nil { // the process died while it moved the record: this is a copy
+		if r.slot != noSlot {
+			l.records.release(r.slot, r.n)
+		}
+		return
 	}
 	// The ceiling holds what was given too, and the limit that it was spent under is not recorded.
 	b.wins = append(b.wins, window{n: r.n, used: r.ceiling, received: r.received, slot: r.slot, lost: r.lost, vague: true})
@@ -296,7 +302,7 @@ func (l *ledger) record(b *bucket, win *window) {
 		win.slot = l.records.claim(b, win)
 		return
 	}
-	l.records.raise(win.slot, win.used+win.given, win.received)
+	l.records.raise(win)
 }
 
 // touch notes that the others do not know b's counters yet. Near its limit they matter most.

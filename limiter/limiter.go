@@ -49,7 +49,7 @@ type Config struct {
 	Isolation Isolation
 	// MaxClockSkew bounds how far the nodes' clocks are believed to differ; 0: DefaultMaxClockSkew.
 	MaxClockSkew time.Duration
-	// MaxBuckets bounds the buckets in memory, one policy's to a quarter of it, and the file of records (128 bytes for
+	// MaxBuckets bounds the buckets in memory, one policy's to a quarter of it, and the file of records (72 bytes for
 	// each); 0: DefaultMaxBuckets.
 	MaxBuckets int
 	// GossipInterval is how often counters are sent; 0: DefaultGossipInterval.

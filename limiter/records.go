@@ -2,6 +2,8 @@ package limiter
 
 import (
 	"fmt"
+	"math"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"sync"
@@ -9,34 +11,46 @@ import (
 	"unsafe"
 )
 
-// The records file: one page of header, then slots of one cache line each, all in words of 64 bits in the machine's own
-// order (the file never leaves the machine: another boot makes it worthless).
+// The records file: one page of header, then slots of 48 bytes, all in words of 64 bits in the machine's own order (the
+// file never leaves the machine: another boot makes it worthless). A slot holds two windows of one bucket, an even and an
+// odd one: mostly neighbours.
 //
 //	header  0 magic · 1 version · 2 number of slots · 3, 4 hash of the boot id · 5 hash of words 0–4 ·
-//	        6 lostThrough: windows that begin at or below it and have no record are lost
-//	slot    0 hash of words 1–4, 0 for an empty slot · 1, 2 bucket · 3 window number ·
-//	        4 window length in seconds | algorithm<<32 | flags<<40 · 5 ceiling on used + given · 6 received
+//	        6 lostThrough: windows that begin at or below it and have no record are lost · 7 number of slots ever used
+//	slot    0 shape (window length in seconds | algorithm<<22 | cell<<26) <<32 | hash of the shape and words 1, 2; 0 for an
+//	        empty slot · 1, 2 bucket · 3 odd window number<<32 | even window number · 4 even window · 5 odd window
+//	window  present<<63 | lost<<62 | ceiling on used + given <<31 | received; 0 for none
 //
-// The ceiling is stored before the units it covers are answered for, and received only after the units came; so
-// whatever moment the process dies at, ceiling − received is at least the true net.
+// A window is one word, so it changes as a whole: whatever moment the process dies at, its record is that of before or of
+// after. It is stored before the units it covers are answered for, or counted on. Ceilings are rounded up and what was
+// received is rounded down (scaleUp, scaleDown), so ceiling − received is at least the true net. Other words change only
+// while the window they name is absent, and word 0 is the first to go and the last to come.
 const (
 	recordMagic   = 0x31434552_4c554c53
-	recordVersion = 1
+	recordVersion = 2
 	headerWords   = 512
-	slotWords     = 8
+	slotWords     = 6
+
+	wordLost = 6
+	wordUsed = 7
 
 	// recordedMillis is the shortest window that has records. After a restart shorter ones start again with the next
 	// window that begins above the mark, some seconds later.
 	recordedMillis = int64(60_000)
 
-	flagCell = 1 << 40
-	flagLost = 1 << 41
+	shapeAlg  = 22
+	shapeCell = 1 << 26
+
+	winPresent = 1 << 63
+	winLost    = 1 << 62
+	winCeiling = 31
+	winCount   = 1<<31 - 1
 
 	recordsName = "limits.records"
 	markName    = "limits.mark"
 
 	minSlots = 1 << 10
-	maxSlots = 1 << 21
+	maxSlots = 1 << 27
 )
 
 // recordFile is the mapped file. Slots belong to the shards that claimed them; the list of free ones has its own lock.
@@ -44,17 +58,20 @@ type recordFile struct {
 	words []uint64
 	slots int
 	unmap func() error
+	// stored, if set, is called after every store: tests die there.
+	stored func()
 
-	mu   sync.Mutex
-	free []int32
+	mu sync.Mutex
+	// free is 1 + the first of the slots given back, each of which names the next in its word 1; 0 for none. So
+	// the list costs no memory, and slots never used are never touched.
+	free  uint64
+	inUse int
 }
 
+// slotCount allows for buckets that need two slots for a while: when a window opens, the one of the same parity before it
+// is not gone yet.
 func slotCount(maxBuckets int) int {
-	n := minSlots
-	for n < 2*maxBuckets && n < maxSlots {
-		n <<= 1
-	}
-	return n
+	return min(max(maxBuckets+maxBuckets/2, minSlots), maxSlots)
 }
 
 func recordBytes(slots int) int64 { return int64(headerWords+slots*slotWords) * 8 }
@@ -80,47 +97,88 @@ func newRecords(words []uint64, slots int, boot string, lostThrough int64) *reco
 	r := &recordFile{words: words, slots: slots}
 	b0, b1 := bootWords(boot)
 	h := [5]uint64{recordMagic, recordVersion, uint64(slots), b0, b1}
-	r.set(6, uint64(lostThrough))
+	r.set(wordLost, uint64(lostThrough))
 	for i, w := range h {
 		r.set(i, w)
 	}
 	r.set(5, hashWords(h[:]...))
-	for i := slots - 1; i >= 0; i-- {
-		r.free = append(r.free, int32(i))
-	}
 	return r
 }
 
 // openRecords reads words as an earlier process left them. ok is false where they prove nothing: not a records file, of
-// another boot, or torn.
+// another version or boot, or torn.
 func openRecords(words []uint64, boot string) (r *recordFile, restored []restoredWindow, lostThrough int64, ok bool) {
 	if len(words) < headerWords || words[0] != recordMagic || words[1] != recordVersion ||
-		words[5] != hashWords(words[:5]...) || uint64(len(words)) != headerWords+words[2]*slotWords {
+		words[5] != hashWords(words[:5]...) || words[2] > maxSlots || uint64(len(words)) != headerWords+words[2]*slotWords ||
+		words[wordUsed] > words[2] {
 		return nil, nil, 0, false
 	}
 	if b0, b1 := bootWords(boot); words[3] != b0 || words[4] != b1 {
 		return nil, nil, 0, false
 	}
 	r = &recordFile{words: words, slots: int(words[2])}
-	lostThrough = int64(words[6])
-	for i := int32(words[2]) - 1; i >= 0; i-- {
-		s := words[headerWords+int(i)*slotWords:][:slotWords]
+	for i := int32(words[wordUsed]) - 1; i >= 0; i-- {
+		s := r.slot(i)
 		if s[0] == 0 {
-			r.free = append(r.free, i)
+			r.giveBack(i)
 			continue
 		}
-		w := restoredWindow{
-			n: int64(s[3]), span: span(s[4]&0xffffffff) * 1000, alg: Algorithm(s[4] >> 32),
-			cell: s[4]&flagCell != 0, lost: s[4]&flagLost != 0, ceiling: int64(s[5]), received: int64(s[6]), slot: i,
-		}
+		shape := uint32(s[0] >> 32)
+		w := restoredWindow{slot: i, span: span(shape&(1<<shapeAlg-1)) * 1000, alg: Algorithm(shape >> shapeAlg & 15), cell: shape&shapeCell != 0}
 		rule := Rule{Window: int64(w.span) / 1000, Algorithm: w.alg}
-		if s[0] != hashWords(s[1:5]...) || !validRule(&rule) || w.ceiling < 0 || w.ceiling > maxWireUnit || w.received < 0 || w.received > maxWireUnit {
+		if uint32(s[0]) != slotCheck(shape, s[1], s[2]) || !validRule(&rule) {
 			return nil, nil, 0, false
 		}
+		r.inUse++
 		putWords(&w.id, s[1], s[2])
-		restored = append(restored, w)
+		for odd := range int64(2) {
+			c := s[4+odd]
+			if c&winPresent == 0 {
+				continue
+			}
+			w.n = int64(uint32(s[3] >> (32 * odd)))
+			w.ceiling, w.received, w.lost = unscale(c>>winCeiling&winCount), unscale(c&winCount), c&winLost != 0
+			if w.n&1 != odd || w.ceiling > maxWireUnit || w.received > maxWireUnit {
+				return nil, nil, 0, false
+			}
+			restored = append(restored, w)
+		}
+		if s[4]|s[5] == 0 { // claimed, but the process died before anything was spent
+			r.set(r.at(i), 0)
+			r.giveBack(i)
+			r.inUse--
+		}
 	}
-	return r, restored, lostThrough, true
+	return r, restored, int64(words[wordLost]), true
+}
+
+// A count takes 31 bits: 5 of a power of two and 26 that it multiplies. Up to 67,000 units it is exact.
+const scaleBits = 26
+
+func scaleDown(v int64) uint64 {
+	e := max(bits.Len64(uint64(v))-scaleBits, 0)
+	return uint64(e)<<scaleBits | uint64(v)>>e
+}
+
+func scaleUp(v int64) uint64 {
+	x := scaleDown(v)
+	if unscale(x) < v {
+		// The sum carries into the power of two where it has to: then what it multiplies is 0, and stands for 1<<scaleBits.
+		x++
+	}
+	return x
+}
+
+func unscale(x uint64) int64 {
+	m, e := x&(1<<scaleBits-1), x>>scaleBits
+	if e > 0 && m < 1<<(scaleBits-1) {
+		m |= 1 << (scaleBits - 1)
+	}
+	return int64(m << e)
+}
+
+func slotCheck(shape uint32, id0, id1 uint64) uint32 {
+	return uint32(hashWords(uint64(shape), id0, id1)) | 1
 }
 
 func putWords(id *BucketID, a, b uint64) {
@@ -133,66 +191,172 @@ func getWords(id *BucketID) (a, b uint64) {
 	return w[0], w[1]
 }
 
-// set stores one word as a whole and in order, as seen by whoever maps the file after this process is killed.
-func (r *recordFile) set(i int, w uint64) { atomic.StoreUint64(&r.words[i], w) }
+func (r *recordFile) at(slot int32) int { return headerWords + int(slot)*slotWords }
 
-// claim takes a slot for win and writes it; noSlot where the table is full: then windows up to this one are lost at the
-// next start unless they have a record.
-func (r *recordFile) claim(b *bucket, win *window) int32 {
+func (r *recordFile) slot(slot int32) []uint64 { return r.words[r.at(slot):][:slotWords] }
+
+// set stores one word as a whole and in order, as seen by whoever maps the file after this process is killed.
+func (r *recordFile) set(i int, w uint64) {
+	atomic.StoreUint64(&r.words[i], w)
+	if r.stored != nil {
+		r.stored()
+	}
+}
+
+// giveBack puts an empty slot on the list of free ones.
+func (r *recordFile) giveBack(slot int32) {
+	r.set(r.at(slot)+1, r.free)
+	r.free = uint64(slot) + 1
+}
+
+// fresh takes a slot off the list of free ones; noSlot where the table is full.
+func (r *recordFile) fresh(begin int64) int32 {
 	r.mu.Lock()
-	if len(r.free) == 0 {
-		if begin := b.span.begin(win.n); begin > int64(r.words[6]) || r.words[6] == 0 {
-			r.set(6, uint64(begin))
-		}
+	defer r.mu.Unlock()
+	if r.free != 0 {
+		slot := int32(r.free - 1)
+		r.free = r.words[r.at(slot)+1]
+		r.inUse++
+		return slot
+	}
+	used := r.words[wordUsed]
+	if used == uint64(r.slots) {
+		r.losing(begin)
+		return noSlot
+	}
+	r.set(wordUsed, used+1)
+	r.inUse++
+	return int32(used)
+}
+
+// losing notes that a window beginning at begin has no record: those up to it are lost at the next start unless they
+// have one. The caller holds mu.
+func (r *recordFile) losing(begin int64) {
+	if begin > int64(r.words[wordLost]) || r.words[wordLost] == 0 {
+		r.set(wordLost, uint64(begin))
+	}
+}
+
+// claim writes the first record of win, into a slot of the window beside it where there is one, else into a slot of its
+// own; noSlot where the table is full: then windows up to this one are lost at the next start unless they have a record.
+func (r *recordFile) claim(b *bucket, win *window) int32 {
+	if win.n < 0 || win.n > math.MaxUint32 { // a clock before 1970, or far beyond any
+		r.mu.Lock()
+		r.losing(b.span.begin(win.n))
 		r.mu.Unlock()
 		return noSlot
 	}
-	slot := r.free[len(r.free)-1]
-	r.free = r.free[:len(r.free)-1]
-	r.mu.Unlock()
-	var s [slotWords]uint64
-	s[1], s[2] = getWords(&b.id)
-	s[3] = uint64(win.n)
-	s[4] = uint64(b.span)/1000 | uint64(b.alg)<<32
+	odd := int(win.n & 1)
+	count := recordWord(win, 0)
+	for i := range b.wins {
+		slot := b.wins[i].slot
+		if slot == noSlot || r.slot(slot)[4+odd] != 0 {
+			continue
+		}
+		at := r.at(slot)
+		r.set(at+3, windowPair(r.words[at+3], win.n))
+		r.set(at+4+odd, count)
+		return slot
+	}
+	slot := r.fresh(b.span.begin(win.n))
+	if slot == noSlot {
+		return noSlot
+	}
+	shape := uint32(b.span/1000) | uint32(b.alg)<<shapeAlg
 	if b.cell {
-		s[4] |= flagCell
+		shape |= shapeCell
 	}
-	if win.lost {
-		s[4] |= flagLost
-	}
-	s[5], s[6] = uint64(win.used+win.given), uint64(win.received)
-	at := headerWords + int(slot)*slotWords
-	for i := 1; i < 7; i++ {
-		r.set(at+i, s[i])
-	}
-	r.set(at, hashWords(s[1:5]...))
+	id0, id1 := getWords(&b.id)
+	at := r.at(slot)
+	r.set(at+1, id0)
+	r.set(at+2, id1)
+	r.set(at+3, windowPair(0, win.n))
+	r.set(at+4+odd, count)
+	r.set(at+5-odd, 0)
+	r.set(at, uint64(shape)<<32|uint64(slotCheck(shape, id0, id1)))
 	return slot
 }
 
-// raise lifts a slot's ceiling to at least spent, and sets what was received.
-func (r *recordFile) raise(slot int32, spent, received int64) {
-	at := headerWords + int(slot)*slotWords
-	if r.words[at+6] != uint64(received) {
-		r.set(at+6, uint64(received))
+func windowPair(old uint64, n int64) uint64 {
+	shift := 32 * (n & 1)
+	return old&^(math.MaxUint32<<shift) | uint64(n)<<shift
+}
+
+// recordWord is win's record with a ceiling of at least least.
+func recordWord(win *window, least int64) uint64 {
+	w := winPresent | scaleUp(max(win.used+win.given, least))<<winCeiling | scaleDown(win.received)
+	if win.lost {
+		w |= winLost
 	}
-	if spent > int64(r.words[at+5]) {
-		r.set(at+5, uint64(spent))
+	return w
+}
+
+// raise lifts the ceiling of win's record to at least what was spent and given, and sets what was received.
+func (r *recordFile) raise(win *window) {
+	at := r.at(win.slot) + 4 + int(win.n&1)
+	old := r.words[at]
+	if w := recordWord(win, unscale(old>>winCeiling&winCount)); w != old {
+		r.set(at, w)
 	}
 }
 
-// release gives a slot back.
-func (r *recordFile) release(slot int32) {
-	r.set(headerWords+int(slot)*slotWords, 0)
+// release takes win's record away, and gives the slot back once it holds no other.
+func (r *recordFile) release(slot int32, n int64) {
+	at := r.at(slot)
+	r.set(at+4+int(n&1), 0)
+	if r.words[at+5-int(n&1)] != 0 {
+		return
+	}
+	r.set(at, 0)
 	r.mu.Lock()
-	r.free = append(r.free, slot)
+	r.giveBack(slot)
+	r.inUse--
 	r.mu.Unlock()
 }
 
-// inUse is how many slots hold records.
-func (r *recordFile) inUse() (used, total int) {
+// gather brings two windows of b that have a slot each together again. In between both slots say the same of one.
+func (r *recordFile) gather(b *bucket) {
+	for i := range b.wins {
+		w := &b.wins[i]
+		odd := int(w.n & 1)
+		if w.slot == noSlot || r.slot(w.slot)[5-odd] != 0 {
+			continue
+		}
+		for j := range b.wins {
+			to := b.wins[j].slot
+			if to == noSlot || to == w.slot || r.slot(to)[4+odd] != 0 {
+				continue
+			}
+			at := r.at(to)
+			r.set(at+3, windowPair(r.words[at+3], w.n))
+			r.set(at+4+odd, r.slot(w.slot)[4+odd])
+			r.release(w.slot, w.n)
+			w.slot = to
+			break
+		}
+	}
+}
+
+// takeOver writes what another file proved, and notes in restored where.
+func (r *recordFile) takeOver(restored []restoredWindow) {
+	var b *bucket
+	for i := range restored {
+		w := &restored[i]
+		if b == nil || b.id != w.id || b.cell != w.cell { // windows of one slot follow each other
+			b = &bucket{id: w.id, span: w.span, alg: w.alg, cell: w.cell}
+		}
+		win := window{n: w.n, used: w.ceiling, received: w.received, lost: w.lost, slot: noSlot}
+		win.slot = r.claim(b, &win)
+		w.slot = win.slot
+		b.wins = append(b.wins, win)
+	}
+}
+
+// usage is how many slots hold records.
+func (r *recordFile) usage() (used, total int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.slots - len(r.free), r.slots
+	return r.inUse, r.slots
 }
 
 // loadRecords opens or makes the records file in dir. proven is false where windows from before prove nothing; then
@@ -227,11 +391,7 @@ func loadRecords(dir string, maxBuckets int, boot string, mark int64) (r *record
 	}
 	r = newRecords(words, slots, boot, lostThrough)
 	r.unmap = unmap
-	for i := range restored {
-		w := &restored[i]
-		b := &bucket{id: w.id, span: w.span, alg: w.alg, cell: w.cell}
-		w.slot = r.claim(b, &window{n: w.n, used: w.ceiling, received: w.received, lost: w.lost})
-	}
+	r.takeOver(restored)
 	if err := os.Rename(next, path); err != nil {
 		return nil, nil, 0, fmt.Errorf("make records: %w", err)
 	}

@@ -148,7 +148,7 @@ func (s *sim) forget() {
 			live += n.led.shards[i].live
 			cells += len(n.led.shards[i].cells)
 		}
-		used, _ := n.led.records.inUse()
+		used, _ := n.led.records.usage()
 		if live+cells+used > 0 {
 			s.fail("I5: long after all windows ended %s holds %d buckets, %d cells, %d records", n.id, live, cells, used)
 		}

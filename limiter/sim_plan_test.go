@@ -40,11 +40,12 @@ const (
 	opHandBack           // bucket other gets its first name back
 	opForget             // the reset of bucket other is forgotten, if it was handed back long ago
 	opStall              // node's disk takes no mark (a = 1), or does again
+	opDie                // node is killed at the a-th store to its records from now on
 )
 
 var opNames = [...]string{"advance", "edge", "take", "horizon", "leader", "join", "remove", "replace", "reorder", "learn", "late",
 	"limit", "crash", "start", "clock", "pause", "resume", "cut", "split", "heal", "net", "replay", "news", "sweep", "refund", "reset", "hand back",
-	"forget", "stall"}
+	"forget", "stall", "die"}
 
 const (
 	toAttacker = -1 // goes to another node at each refusal
@@ -153,8 +154,7 @@ func (s *sim) do(st step) {
 		s.earlier[st.other] = s.buckets[st.other].rule.Limit
 		s.buckets[st.other].rule.Limit = st.a
 	case opCrash:
-		n.up, n.paused = false, false
-		n.waiting, n.done, n.buffer = nil, nil, nil
+		s.kill(n)
 	case opStart:
 		if !n.up {
 			n.applied = max(min(n.applied, 1), n.applied-int(st.b))
@@ -213,6 +213,8 @@ func (s *sim) do(st step) {
 		s.commitForget(st.other)
 	case opStall:
 		n.stalled = st.a == 1
+	case opDie:
+		n.dying = int(st.a)
 	}
 }
 
@@ -518,6 +520,11 @@ func (g *planner) offset() int64 {
 }
 
 func (g *planner) crash(node int) {
+	if g.rng.IntN(2) == 0 {
+		g.add(step{op: opDie, node: node, a: 1 + g.rng.Int64N(int64(g.pick(2, 20)))})
+		g.add(step{op: opTake, node: node, other: g.pick(someBucket, manyBuckets), a: 1 + g.rng.Int64N(4)})
+		g.add(step{op: opAdvance, a: g.rng.Int64N(20)}) // or while it gives
+	}
 	g.add(step{op: opCrash, node: node})
 	if g.rates.skew > 0 && g.rates.clocks > 0 && g.rng.IntN(3) == 0 {
 		g.add(step{op: opClock, node: node, a: g.offset()})

@@ -65,8 +65,10 @@ type simNode struct {
 	applied int
 	up      bool
 	paused  bool
-	late    bool // learns of log entries only when told
-	stalled bool // its disk takes no mark
+	late    bool     // learns of log entries only when told
+	stalled bool     // its disk takes no mark
+	dying   int      // dies at so many stores to its records from now on, 0 for not
+	corpse  []uint64 // its records when it did
 	buffer  []simPacket
 	waiting []*simRequest
 	done    []simRequest // admitted, refundable
@@ -195,15 +197,20 @@ func (s *sim) start(n *simNode, how int) {
 			n.slots = 2 + (n.slots*3+1)%97
 		}
 		c.records = newRecords(make([]uint64, headerWords+n.slots*slotWords), n.slots, boot, c.lostThrough)
-		for i := range c.restored {
-			w := &c.restored[i]
-			b := &bucket{id: w.id, span: w.span, alg: w.alg, cell: w.cell}
-			w.slot = c.records.claim(b, &window{n: w.n, used: w.ceiling, received: w.received, lost: w.lost})
-		}
+		c.records.takeOver(c.restored)
 	}
 	n.words = c.records.words
 	n.synced = slices.Clone(n.words)
 	n.led = newLedger(c)
+	n.dying, n.corpse = 0, nil
+	words := n.words
+	c.records.stored = func() {
+		if n.dying > 0 {
+			if n.dying--; n.dying == 0 {
+				n.corpse = slices.Clone(words)
+			}
+		}
+	}
 	if s.opt.perShard > 0 {
 		n.led.maxPerShard = s.opt.perShard
 	}
@@ -360,6 +367,9 @@ func (s *sim) hand(p simPacket) {
 	}
 	var out outbox
 	n.led.receive(s.instant(n), s.nodes[p.from].id, p.data, &out)
+	if s.died(n) {
+		return
+	}
 	if given != nil && *given != before {
 		k := simKey{s.names[m.id], m.n}
 		s.saw(k, s.clock(n))
@@ -530,6 +540,9 @@ func (s *sim) attempt(n *simNode, r *simRequest) Outcome {
 	}
 	var out outbox
 	outcome, pending := n.led.take(t, r.charges, r.verdicts, w, &out)
+	if s.died(n) {
+		return 0
+	}
 	s.transmit(n, &out)
 	if pending {
 		n.waiting = append(n.waiting, r)
@@ -546,6 +559,9 @@ func (s *sim) retry(n *simNode) {
 	waiting := n.waiting
 	n.waiting = nil
 	for _, r := range waiting {
+		if !n.up {
+			return
+		}
 		if r.w.woken || s.now-r.since >= 5 {
 			n.led.leave(r.w, r.charges)
 			r.stale = 0
@@ -554,6 +570,23 @@ func (s *sim) retry(n *simNode) {
 			n.waiting = append(n.waiting, r)
 		}
 	}
+}
+
+// died says whether n was killed in the middle of what it just did: nobody hears of that, and its records are those of
+// then.
+func (s *sim) died(n *simNode) bool {
+	if n.corpse == nil {
+		return false
+	}
+	n.words, n.corpse = n.corpse, nil
+	s.kill(n)
+	s.logf("%s dies between two stores", n.id)
+	return true
+}
+
+func (s *sim) kill(n *simNode) {
+	n.up, n.paused = false, false
+	n.waiting, n.done, n.buffer = nil, nil, nil
 }
 
 func (s *sim) refund(n *simNode) {
@@ -593,6 +626,7 @@ func (s *sim) sweep(n *simNode) {
 			s.fail("I5: a shard of %s holds %d buckets and %d cells", n.id, sh.live, len(sh.cells))
 		}
 	}
+	s.died(n)
 }
 
 // advance lets time pass, and what runs by itself run.

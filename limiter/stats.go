@@ -133,7 +133,7 @@ func (l *Limiter) Stats() Stats {
 	s.UnitsGiven, s.UnitsReceived = given/grains, received/grains
 	l.recent.since(&s.Audit)
 	if led.records != nil {
-		s.RecordsUsed, s.Records = led.records.inUse()
+		s.RecordsUsed, s.Records = led.records.usage()
 	}
 	v := led.view.Load()
 	s.HorizonMillis = v.horizon

@@ -201,14 +201,20 @@ func (l *ledger) dropWindows(sh *shard, b *bucket) {
 		w := b.wins[i]
 		if l.gone(sh, b, w.n) {
 			if w.slot != noSlot {
-				l.records.release(w.slot)
+				l.records.release(w.slot, w.n)
 			}
 			continue
 		}
 		keep = append(keep, w)
 	}
+	if len(keep) == len(b.wins) {
+		return
+	}
 	clear(b.wins[len(keep):])
 	b.wins = keep
+	if len(keep) > 1 && l.records != nil {
+		l.records.gather(b)
+	}
 }
 
 // sweepShard looks at up to n buckets and frees those with nothing left to remember.
