@@ -51,6 +51,48 @@ func TestTake_AllocatesNothing(t *testing.T) {
 	}
 }
 
+// A bucket that is unpacked for each request and packed after it, again and again, takes no new memory, nor does what
+// peers say of it.
+func TestLedger_PackingAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	l := newTestLedger("a", 1)
+	l.records = newRecords(make([]uint64, headerWords+64*slotWords), 64, "boot", 0)
+	for i := range l.shards {
+		l.shards[i].records = l.records
+	}
+	l.fullPerShard = 0
+	rule := Rule{Limit: 1_000_000_000, Window: 60, Algorithm: SlidingWindow}
+	var charges [3]Charge
+	var verdicts [3]Verdict
+	var out outbox
+	for i := range charges {
+		charges[i] = Charge{Bucket: bucketID(&[16]byte{1}, "p", rule, []byte{byte(i)}), Rule: rule, Cost: 1}
+	}
+	now := instant{ms: testStart}
+	name := bucketName{id: charges[0].Bucket, rule: Rule{Window: 60, Algorithm: SlidingWindow}, n: 28_333_334}
+	c := sampleCounters()
+	var packet []byte
+	seq := uint64(0)
+	if n := testing.AllocsPerRun(2000, func() {
+		if o, _ := l.take(now, charges[:], verdicts[:], nil, &out); o != Admitted {
+			t.Fatalf("%+v", verdicts)
+		}
+		seq++
+		packet = append(appendHeader(packet[:0], header{typeNews, nodeHash("b"), 1, seq, now.ms}), 1)
+		packet = appendCounters(appendBucket(packet, &name), &c)
+		l.receive(now, "b", packet, &out)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	for i := range l.shards {
+		if sh := &l.shards[i]; len(sh.slab) != len(sh.free) {
+			t.Errorf("a bucket of shard %d is not packed", i)
+		}
+	}
+}
+
 func BenchmarkTake(b *testing.B) {
 	l := benchLimiter(b)
 	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
@@ -73,6 +115,30 @@ func BenchmarkTake(b *testing.B) {
 					})
 				})
 			}
+		}
+	}
+}
+
+// What a request costs whose bucket is packed: it is unpacked, and another packed.
+func BenchmarkTake_Packed(b *testing.B) {
+	const buckets = 200_000
+	f := newFilling(b, buckets, 2)
+	f.spend(b, buckets)
+	f.hear(buckets)
+	ids := make([]BucketID, buckets)
+	for i := range ids {
+		ids[i] = f.id(i)
+	}
+	var out outbox
+	var c [1]Charge
+	var v [1]Verdict
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		c[0] = Charge{Bucket: ids[i], Rule: Rule{0, f.rule.Window, f.rule.Algorithm}, Cost: 1}
+		f.l.take(f.now, c[:], v[:], nil, &out)
+		if i++; i == buckets {
+			i = 0
 		}
 	}
 }

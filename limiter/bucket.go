@@ -52,13 +52,18 @@ type bucket struct {
 	cell  bool // an overflow cell, shared by buckets that found no room of their own
 	live  bool
 	dirty bool // has counters that no packet has carried yet
-	index int32
-	limit int64 // as last asked for here
-	wins  []window
-	first [3]window // wins' first backing
-	rank  [2]rankMemo
-	know  []counters // what peers said of themselves
-	ask   ask
+	// recent: named since trim last came by.
+	recent bool
+	index  int32
+	kind   int   // of its list of those with news
+	listAt int32 // its place there
+	limit  int64 // as last asked for here
+	wins   []window
+	first  [3]window // wins' first backing
+	rank   [2]rankMemo
+	know   []counters // what peers said of themselves
+	cells  []cell     // backing of windows' cells that came out of the packed form
+	ask    ask
 }
 
 // rankMemo saves reckoning the rendezvous order for each request.

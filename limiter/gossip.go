@@ -37,6 +37,7 @@ func (l *ledger) hear(t instant, from uint16, h header, name *bucketName, c coun
 	if sh.closed {
 		return
 	}
+	defer l.trim(sh, t.mono)
 	rule := name.rule
 	rule.Limit = c.limit
 	b := l.obtain(sh, &name.id, rule, true)
@@ -62,7 +63,7 @@ func (l *ledger) news(t instant, budget int, emit func(packet []byte)) {
 	for pass := range 2 {
 		for i := range l.shards {
 			sh := &l.shards[(first+i)%shardCount]
-			for budget > 0 && l.packShard(sh, v, t, pass == 0, &p) {
+			for budget > 0 && l.packShard(sh, v, t, pass, &p) {
 				budget -= len(p.buf)
 				emit(p.buf)
 				p = newsPacket{buf: p.buf[:0]}
@@ -84,36 +85,54 @@ type newsPacket struct {
 	count uint8
 }
 
-// packShard appends entries of one shard until its list is empty, or reports that the packet is full.
-func (l *ledger) packShard(sh *shard, v *view, t instant, hot bool, p *newsPacket) bool {
+// packShard appends entries of one shard until it has no more of that kind of news, or reports that the packet is full.
+func (l *ledger) packShard(sh *shard, v *view, t instant, kind int, p *newsPacket) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if sh.closed {
 		return false
 	}
-	list := &sh.cold
-	if hot {
-		list = &sh.hot
-	}
-	for i, index := range *list {
-		if len(p.buf)+maxEntry > MaxPacket {
-			*list = append((*list)[:0], (*list)[i:]...)
-			return true
-		}
-		if p.count == 0 {
-			p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0)
-		}
-		b := sh.slab[index]
+	list := sh.news[kind]
+	told := 0
+	for ; told < len(list) && p.room(); told++ {
+		b := sh.slab[list[told]]
 		b.dirty = false
-		n := b.span.at(t.ms)
-		name := b.name(n)
-		c := l.ownCounters(sh, v, b, n, b.limit, t)
-		p.buf = appendCounters(appendBucket(p.buf, &name), &c)
-		p.count++
-		p.buf[headerLen] = p.count
+		l.tell(sh, v, b, t, p)
 	}
-	*list = (*list)[:0]
-	return false
+	list = append(list[:0], list[told:]...)
+	for i, index := range list {
+		sh.slab[index].listAt = int32(i)
+	}
+	sh.news[kind] = list
+	for sh.arena.marked[kind] > 0 && p.room() {
+		at := sh.arena.nextMarked(sh.newsBlock[kind], kind)
+		if at == 0 { // begin again where the last packets left off, so that none waits for ever
+			sh.newsBlock[kind] = 0
+			continue
+		}
+		sh.newsBlock[kind] = at + 1
+		sh.arena.unmark(at)
+		l.tell(sh, v, sh.open(at), t, p)
+	}
+	return len(list) > 0 || sh.arena.marked[kind] > 0
+}
+
+func (p *newsPacket) room() bool { return len(p.buf)+maxEntry <= MaxPacket && p.count < maxEntries }
+
+// tell appends what b has to say of the window at hand. Of one long over nobody needs to know.
+func (l *ledger) tell(sh *shard, v *view, b *bucket, t instant, p *newsPacket) {
+	n := b.span.at(t.ms)
+	if b.find(n) == nil && (b.alg != SlidingWindow || b.find(n-1) == nil) {
+		return
+	}
+	if p.count == 0 {
+		p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0)
+	}
+	name := b.name(n)
+	c := l.ownCounters(sh, v, b, n, b.limit, t)
+	p.buf = appendCounters(appendBucket(p.buf, &name), &c)
+	p.count++
+	p.buf[headerLen] = p.count
 }
 
 // audience is whom news goes to: every node that holds shares by the newest rosters.

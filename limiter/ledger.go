@@ -16,6 +16,7 @@ type ledger struct {
 	// window is kept for clocks behind.
 	skewMillis, slackMillis int64
 	maxPerShard             int
+	fullPerShard            int
 
 	// What the last start found: windows that begin at or below startMark may have been acted in; of those that begin
 	// at or below lostThrough, or are too short for records, nothing is proven.
@@ -45,6 +46,7 @@ type ledger struct {
 	unsafeNoAdopt    bool // a bucket takes nothing over from its overflow cell
 	unsafeHandBack   bool // what a handed-back bucket spent under another name is not charged
 	unsafeCellBack   bool // a handed-back bucket may begin in an overflow cell
+	unsafePacked     bool // what was given is not kept in packed form
 }
 
 // ledgerConfig is what newLedger needs.
@@ -76,8 +78,8 @@ func newLedger(c ledgerConfig) *ledger {
 	l := &ledger{
 		self: c.self, selfHash: nodeHash(c.self), inc: c.inc, available: c.available,
 		skewMillis: c.skewMillis, slackMillis: 2*c.skewMillis + 1000,
-		maxPerShard: max(c.maxBuckets/shardCount, 8),
-		startMark:   c.startMark, lostThrough: c.lostThrough, records: c.records,
+		maxPerShard: max(c.maxBuckets/shardCount, 8), fullPerShard: fullPerShard,
+		startMark: c.startMark, lostThrough: c.lostThrough, records: c.records,
 		peers: newPeerTable(),
 	}
 	l.mark.Store(c.startMark)
@@ -85,10 +87,11 @@ func newLedger(c ledgerConfig) *ledger {
 	l.peers.add(c.self)
 	for i := range l.shards {
 		l.shards[i].maxMillis = c.startMark
-		l.shards[i].index = make(map[BucketID]int32)
+		l.shards[i].records = c.records
 	}
 	for _, r := range c.restored {
 		l.restore(r)
+		l.trim(&l.shards[shardOf(&r.id)], 0)
 	}
 	for _, r := range c.restored {
 		// What a bucket took over from its cell has no record of its own before it spends in the same window.
@@ -96,6 +99,7 @@ func newLedger(c ledgerConfig) *ledger {
 		if b := sh.get(&r.id); b != nil {
 			l.adopt(sh, b)
 		}
+		l.trim(sh, 0)
 	}
 	return l
 }
@@ -117,11 +121,11 @@ func (l *ledger) restore(r restoredWindow) {
 		// A cell stands for buckets that may have had counters of their own which found no room in the file.
 		r.lost = r.lost || r.span.begin(r.n) <= l.lostThrough
 	} else if b = sh.get(&r.id); b == nil {
-		b = sh.alloc()
-		b.id, b.span, b.alg = r.id, r.span, r.alg
-		sh.index[r.id] = b.index
-		sh.live++
-		sh.classes[r.id.class()]++
+		if b = sh.add(&r.id, r.span, r.alg); b == nil {
+			// There is no room for names made up to collide: what the record proves cannot be kept apart.
+			l.lostThrough = max(l.lostThrough, r.span.begin(r.n))
+			return
+		}
 	}
 	if b.find(r.n) != nil { // the process died while it moved the record: this is a copy
 		if r.slot != noSlot {
@@ -226,6 +230,9 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 			}
 		}
 	}
+	for m := mask; m != 0; m &= m - 1 {
+		l.trim(&l.shards[bits.TrailingZeros64(m)], t.mono)
+	}
 	l.unlock(mask)
 	return outcome, pending
 }
@@ -307,15 +314,20 @@ func (l *ledger) record(b *bucket, win *window) {
 
 // touch notes that the others do not know b's counters yet. Near its limit they matter most.
 func (sh *shard) touch(b *bucket, limit int64, win *window) {
-	if b.dirty || b.cell {
+	if b.cell || b.dirty && b.kind == markHot {
 		return
 	}
-	b.dirty = true
+	kind := markCold
 	if len(win.cells) > 0 || b.ask.seq != 0 || win.used*8 >= limit*grains {
-		sh.hot = append(sh.hot, b.index)
-	} else {
-		sh.cold = append(sh.cold, b.index)
+		kind = markHot
 	}
+	if b.dirty {
+		if kind == markCold {
+			return
+		}
+		sh.unlist(b)
+	}
+	sh.list(b, kind)
 }
 
 // report fills the verdict but for its outcome, after the charge or without it, and says why it does not admit, 0 where it
@@ -379,6 +391,7 @@ func (l *ledger) peek(t instant, charge Charge) Verdict {
 	if sh.closed {
 		return Verdict{Outcome: Undecided, Limit: c.Rule.Limit, RetryAfter: 1}
 	}
+	defer l.trim(sh, t.mono)
 	l.advance(sh, t.ms)
 	c.id = v.name(c.Bucket, c.Rule.Window, t.ms)
 	verdict.Outcome = l.try(v, c, t)
@@ -402,7 +415,7 @@ func (l *ledger) refund(charges []Charge) {
 		sh := &l.shards[shardOf(&c.Bucket)]
 		sh.mu.Lock()
 		// A bucket that moved between its own counters and an overflow cell since is left alone: units stay spent.
-		if _, b := l.at(c); b != nil && !b.cell && !sh.closed {
+		if _, b := l.at(c); b != nil && !b.cell && !sh.closed { // closed: at looks into no record
 			if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost*grains {
 				win.used -= c.Cost * grains
 				win.vague = true

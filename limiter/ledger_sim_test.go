@@ -105,6 +105,7 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 		"overflow not taken over":     off(func(l *ledger) { l.unsafeNoAdopt = true }),
 		"handed back, not charged":    off(func(l *ledger) { l.unsafeHandBack = true }),
 		"handed back to a cell":       off(func(l *ledger) { l.unsafeCellBack = true }),
+		"packed without its gifts":    off(func(l *ledger) { l.unsafePacked = true }),
 		"records of another boot":     func(o *simOptions) { o.anyBoot = true },
 		"mark not ahead of its use":   func(o *simOptions) { o.lateMark = true },
 	} {

@@ -24,6 +24,8 @@ const (
 	// markLead is how far ahead of the clock the mark is set, markEvery how often.
 	markLead  = 5 * time.Second
 	markEvery = 2 * time.Second
+	// restEach is how many buckets in full form each shard looks at in a gossip interval, to pack those left alone.
+	restEach = 16
 	// signOfLife is how long a node is quiet at most, so that asks lost on the way do not make it look dead for long.
 	signOfLife = 200 * time.Millisecond
 )
@@ -49,8 +51,8 @@ type Config struct {
 	Isolation Isolation
 	// MaxClockSkew bounds how far the nodes' clocks are believed to differ; 0: DefaultMaxClockSkew.
 	MaxClockSkew time.Duration
-	// MaxBuckets bounds the buckets in memory, one policy's to a quarter of it, and the file of records (72 bytes for
-	// each); 0: DefaultMaxBuckets.
+	// MaxBuckets bounds the buckets in memory (some 50 bytes for each), one policy's to a quarter of it, and the file of
+	// records (72 bytes for each); 0: DefaultMaxBuckets.
 	MaxBuckets int
 	// GossipInterval is how often counters are sent; 0: DefaultGossipInterval.
 	GossipInterval time.Duration
@@ -311,8 +313,9 @@ func (l *Limiter) sweep() {
 		sh := &l.ledger.shards[i]
 		sh.mu.Lock()
 		l.ledger.advance(sh, now.ms)
-		l.ledger.sweepShard(sh, 8+len(sh.slab)/1000)
+		l.ledger.sweepShard(sh, 8+sh.live/1000)
 		l.ledger.sweepCells(sh)
+		l.ledger.rest(sh, now.mono, restEach)
 		over += sh.stats.audit.over
 		sh.mu.Unlock()
 	}

@@ -87,6 +87,7 @@ func checkModel(t *testing.T, data []byte) {
 		ids[i] = bucketID(&[16]byte{1}, "p", rules[i], []byte{byte(i)})
 	}
 	l := newTestLedger("a", 1)
+	l.fullPerShard = int(s.below(2)) // none: everything is packed after every step
 	m := &model{used: map[modelKey]int64{}}
 	now, latest := int64(testStart), int64(testStart)
 	st := State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a"}}}}

@@ -300,6 +300,25 @@ func (r *recordFile) raise(win *window) {
 	}
 }
 
+// proves says whether win's record says its counters exactly.
+func (r *recordFile) proves(win *window) bool {
+	return recordWord(win, 0) == r.slot(win.slot)[4+win.n&1] && unscale(scaleUp(win.used+win.given)) == win.used+win.given &&
+		unscale(scaleDown(win.received)) == win.received
+}
+
+// read takes win, all but its slot, from its record. What was given counts as used.
+func (r *recordFile) read(win *window, odd int) {
+	s := r.slot(win.slot)
+	c := s[4+odd]
+	win.n = int64(uint32(s[3] >> (32 * odd)))
+	win.used, win.received, win.lost = unscale(c>>winCeiling&winCount), unscale(c&winCount), c&winLost != 0
+}
+
+// span is the window length of the bucket that slot is of.
+func (r *recordFile) span(slot int32) span {
+	return span(r.slot(slot)[0]>>32&(1<<shapeAlg-1)) * 1000
+}
+
 // release takes win's record away, and gives the slot back once it holds no other.
 func (r *recordFile) release(slot int32, n int64) {
 	at := r.at(slot)

@@ -176,7 +176,7 @@ func TestRecords_NeighboursShareASlot(t *testing.T) {
 			t.Fatalf("at %d: %+v", ms, v)
 		}
 		for i := range l.shards {
-			l.sweepShard(&l.shards[i], slabChunk)
+			l.sweepShard(&l.shards[i], 64)
 		}
 		used, _ := l.records.usage()
 		return int64(used)

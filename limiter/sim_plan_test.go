@@ -351,6 +351,7 @@ func randomSchedule(seed uint64) *schedule {
 	o.ending = g.rng.IntN(8) == 0 && o.nodes <= 20
 	o.loss, o.repeat, o.delay = g.pick(0, 0, 5, 30), g.pick(0, 10, 30), int64(g.pick(1, 5, 50, 3000))
 	o.slots = g.pick(2, 8, 64, 64)
+	o.full = g.pick(0, 0, 1, fullPerShard)
 	crowd := g.rng.IntN(6) == 0 && !o.calm
 	r.horizons = g.pick(10, 33, 33, 60)
 	r.cuts, r.pauses, r.replays = g.pick(0, 0, 10, 30), g.pick(0, 0, 10), g.pick(0, 0, 20, 100)

@@ -22,6 +22,7 @@ type simOptions struct {
 	skew     int64 // clocks are at first at most so far from the true time
 	slots    int   // of each records file
 	perShard int   // buckets in a shard, 0 for plenty
+	full     int   // of these in full form after a call, as far as they can be packed
 	calm     bool  // nothing happens that could make Remaining rise
 	ending   bool  // check at the end what holds of a cluster at rest
 	unsafely func(l *ledger)
@@ -211,6 +212,7 @@ func (s *sim) start(n *simNode, how int) {
 			}
 		}
 	}
+	n.led.fullPerShard = s.opt.full
 	if s.opt.perShard > 0 {
 		n.led.maxPerShard = s.opt.perShard
 	}
@@ -622,6 +624,7 @@ func (s *sim) sweep(n *simNode) {
 		n.led.advance(sh, s.clock(n))
 		n.led.sweepShard(sh, 64)
 		n.led.sweepCells(sh)
+		n.led.rest(sh, s.now*1e6, 2)
 		if len(sh.cells) > cellsPerShard || sh.live > max(n.led.maxPerShard, len(s.buckets)) {
 			s.fail("I5: a shard of %s holds %d buckets and %d cells", n.id, sh.live, len(sh.cells))
 		}

@@ -7,7 +7,6 @@ import (
 
 const (
 	shardCount = 64 // a multi-charge decision locks its shards by a 64-bit mask, in rising order
-	slabChunk  = 64
 	// classShare is the part of the cap that the buckets of one policy may fill, so that a flood of addresses leaves
 	// room for keys.
 	classShare = 4
@@ -26,19 +25,26 @@ type shard struct {
 	// maxMillis is the greatest clock reading acted on here: what has ended long before it may be dropped, and counts as
 	// lost ever after.
 	maxMillis int64
-	index     map[BucketID]int32
-	slab      []*bucket
+	records   *recordFile
+	index     index
+	slab      []*bucket // in full form, at the places that free does not name
 	free      []int32
+	arena     arena
 	live      int
 	classes   [256]int32
 	cells     map[BucketID]*bucket
-	sweepAt   int
-	// Buckets with news for the others; those near their limit first.
-	hot, cold []int32
-	stats     shardStats
-	refusals  [refusalSlots]refusalNote
-	over      map[auditKey]int64 // grains found over so far; nil as long as nothing was
-	closed    bool               // nothing may be decided or recorded any more
+	// Where sweeping, packing and telling go on.
+	sweepAt, trimAt int
+	sweepBlock      block
+	newsBlock       [2]block
+	// news lists buckets in full form with news for the others, by markHot and markCold; the arena marks packed ones.
+	news     [2][]int32
+	buf      []byte  // for packing
+	lent     *bucket // for looking at packed ones
+	stats    shardStats
+	refusals [refusalSlots]refusalNote
+	over     map[auditKey]int64 // grains found over so far; nil as long as nothing was
+	closed   bool               // nothing may be decided or recorded any more
 }
 
 type shardStats struct {
@@ -59,14 +65,6 @@ func (l *ledger) advance(sh *shard, ms int64) {
 	if ms = min(ms, l.markMillis()); ms > sh.maxMillis {
 		sh.maxMillis = ms
 	}
-}
-
-func (sh *shard) get(id *BucketID) *bucket {
-	i, ok := sh.index[*id]
-	if !ok {
-		return nil
-	}
-	return sh.slab[i]
 }
 
 // obtain finds the bucket, makes it, or names the overflow cell that stands for it; nil where even cells are used up.
@@ -90,11 +88,13 @@ func (l *ledger) obtain(sh *shard, id *BucketID, rule Rule, remote bool) *bucket
 			return l.overflowCell(sh, id, rule)
 		}
 	}
-	b := sh.alloc()
-	b.id, b.span, b.alg = *id, span(rule.Window*1000), rule.Algorithm
-	sh.index[*id] = b.index
-	sh.live++
-	sh.classes[class]++
+	b := sh.add(id, span(rule.Window*1000), rule.Algorithm)
+	if b == nil {
+		if remote {
+			return nil
+		}
+		return l.overflowCell(sh, id, rule)
+	}
 	l.adopt(sh, b)
 	return b
 }
@@ -158,26 +158,6 @@ func (sh *shard) addCell(cid BucketID, s span, alg Algorithm) *bucket {
 	return c
 }
 
-func (sh *shard) alloc() *bucket {
-	if len(sh.free) == 0 {
-		chunk := make([]bucket, slabChunk)
-		for i := range chunk {
-			b := &chunk[i]
-			b.index = int32(len(sh.slab))
-			b.wins = b.first[:0]
-			sh.slab = append(sh.slab, b)
-		}
-		for i := slabChunk - 1; i >= 0; i-- {
-			sh.free = append(sh.free, chunk[i].index)
-		}
-	}
-	i := sh.free[len(sh.free)-1]
-	sh.free = sh.free[:len(sh.free)-1]
-	b := sh.slab[i]
-	b.live = true
-	return b
-}
-
 // window finds or makes the counters of window n; nil where the window is gone, or the bucket has too many open, which
 // takes a clock that jumps about.
 func (l *ledger) window(sh *shard, b *bucket, n int64) *window {
@@ -217,24 +197,25 @@ func (l *ledger) dropWindows(sh *shard, b *bucket) {
 	}
 }
 
-// sweepShard looks at up to n buckets and frees those with nothing left to remember.
+// sweepShard looks at up to n buckets of either form and frees those with nothing left to remember.
 func (l *ledger) sweepShard(sh *shard, n int) {
 	if sh.closed {
 		return
 	}
-	for ; n > 0 && len(sh.slab) > 0; n-- {
+	l.sweepPacked(sh, n)
+	for n = min(n, len(sh.slab)); n > 0; n-- {
 		if sh.sweepAt >= len(sh.slab) {
 			sh.sweepAt = 0
 		}
 		b := sh.slab[sh.sweepAt]
 		sh.sweepAt++
-		if !b.live {
+		if b == nil || !b.live {
 			continue
 		}
 		l.audit(sh, b)
 		l.dropWindows(sh, b)
 		if l.idle(sh, b) {
-			sh.release(b)
+			sh.drop(b)
 		}
 	}
 }
@@ -252,8 +233,9 @@ func (l *ledger) sweepCells(sh *shard) {
 	}
 }
 
+// idle says whether b has nothing left to remember. That others have not heard of it is no reason to keep it.
 func (l *ledger) idle(sh *shard, b *bucket) bool {
-	if len(b.wins) > 0 || b.ask.waiters != nil || b.dirty {
+	if len(b.wins) > 0 || b.ask.waiters != nil {
 		return false
 	}
 	for i := range b.know {
@@ -262,15 +244,4 @@ func (l *ledger) idle(sh *shard, b *bucket) bool {
 		}
 	}
 	return true
-}
-
-func (sh *shard) release(b *bucket) {
-	delete(sh.index, b.id)
-	sh.live--
-	sh.classes[b.id.class()]--
-	i := b.index
-	know := b.know[:0]
-	*b = bucket{index: i, know: know}
-	b.wins = b.first[:0]
-	sh.free = append(sh.free, i)
 }

@@ -277,6 +277,7 @@ func (l *ledger) onAsk(t instant, from uint16, h header, m *askMessage, out *out
 	}
 	sh.stats.asksAnswered++
 	seq := l.seq.Add(1)
+	l.trim(sh, t.mono)
 	sh.mu.Unlock()
 	out.add(from, func(buf []byte) []byte {
 		return appendAnswer(buf, header{typeAnswer, l.selfHash, l.inc, seq, t.ms}, &answer)
@@ -355,6 +356,7 @@ func (l *ledger) onAnswer(t instant, from uint16, h header, m *answerMessage) {
 	sh := &l.shards[shardOf(&m.id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	defer l.trim(sh, t.mono)
 	l.advance(sh, t.ms)
 	sh.stats.answers++
 	b := sh.get(&m.id)

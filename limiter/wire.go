@@ -35,6 +35,7 @@ const (
 
 	headerLen   = 34
 	maxWireUnit = int64(1) << 56
+	maxEntries  = 255
 	// maxEntry bounds the bytes of one bucket and its counters.
 	maxEntry = 16 + 5 + 1 + 10 + 6*10 + 1
 )

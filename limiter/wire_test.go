@@ -163,13 +163,13 @@ func FuzzReceive(f *testing.F) {
 			}
 		}
 		for i := range l.shards {
-			for _, b := range l.shards[i].slab {
+			l.shards[i].each(func(b *bucket) {
 				for _, w := range b.wins {
 					if w.used < 0 || w.given < 0 || w.received < 0 {
 						t.Fatalf("negative counters: %+v", w)
 					}
 				}
-			}
+			})
 		}
 	})
 }
