@@ -186,12 +186,13 @@ func TestAudit_RefundedUnitsAreMarked(t *testing.T) {
 	s.tick(5)
 	s.refund(s.nodes[0])
 	// The news of the refund is lost, but the ask of the other node is not.
-	s.nodes[0].led.news(s.instant(s.nodes[0]), 1<<20, func([]byte) {})
+	s.nodes[0].led.news(s.instant(s.nodes[0]), 1<<20, typeNews, func([]byte) {})
 	id := &s.buckets[0].id
 	b := s.nodes[1].led.shards[shardOf(id)].get(id)
 	b.know[0].used, b.know[0].net = 0, -1000 // it believes that there is something to ask for
 	s.attempt(s.nodes[1], s.one(0))
 	s.tick(30)
+	b = s.nodes[1].led.shards[shardOf(id)].get(id)
 	b.know[0].used, b.know[0].flags = 2*grains, 0 // as the last news said
 	if s.admitted != 3 {
 		t.Fatalf("%d admitted, want the refunded unit to move", s.admitted)

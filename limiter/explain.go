@@ -173,6 +173,7 @@ func (l *ledger) explain(t instant, id BucketID, rule Rule) (e Explanation, ok b
 	sh := &l.shards[shardOf(&id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	defer l.trim(sh, t.mono)
 	if rule.Window == 0 {
 		if rule, ok = sh.ruleInMemory(v, &id); !ok {
 			return e, false

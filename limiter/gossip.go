@@ -50,29 +50,34 @@ func (l *ledger) hear(t instant, from uint16, h header, name *bucketName, c coun
 	l.advance(sh, t.ms)
 	l.doubt(sh, h, &c)
 	b.learn(from).merge(c)
+	sh.stats.heard++
 }
 
-// news writes packets with the counters that changed since they were last sent, at most budget bytes of them, buckets
-// near their limit first; what does not fit waits for the next call. emit gets each packet, with no lock held,
-// and must not keep it.
-func (l *ledger) news(t instant, budget int, emit func(packet []byte)) {
+// news writes packets of a type with the counters that changed since they were last sent, buckets near their limit first:
+// no new one once budget bytes are used up. What does not fit waits for the next call. It returns the bytes. emit gets each
+// packet, with no lock held, and must not keep it.
+func (l *ledger) news(t instant, budget int, kind uint8, emit func(packet []byte)) (bytes int) {
 	v := l.view.Load()
-	p := newsPacket{buf: make([]byte, 0, MaxPacket)}
+	p := newsPacket{kind: kind, buf: make([]byte, 0, MaxPacket)}
+	out := func() {
+		bytes += len(p.buf)
+		emit(p.buf)
+		p.buf, p.count = p.buf[:0], 0
+	}
 	// Begin elsewhere each time, so that a budget that does not reach around starves no shard.
 	first := int(l.newsAt.Add(1))
 	for pass := range 2 {
 		for i := range l.shards {
 			sh := &l.shards[(first+i)%shardCount]
-			for budget > 0 && l.packShard(sh, v, t, pass, &p) {
-				budget -= len(p.buf)
-				emit(p.buf)
-				p = newsPacket{buf: p.buf[:0]}
+			for bytes < budget && l.packShard(sh, v, t, pass, &p) {
+				out()
 			}
 		}
 	}
 	if p.count > 0 {
-		emit(p.buf)
+		out()
 	}
+	return bytes
 }
 
 // noNews is a packet that only says that this node lives.
@@ -81,8 +86,21 @@ func (l *ledger) noNews(t instant) []byte {
 }
 
 type newsPacket struct {
+	kind  uint8
 	buf   []byte
+	lead  int // of the byte that counts entries
 	count uint8
+}
+
+// begin starts the packet: of news, or of one group to be passed on.
+func (l *ledger) begin(p *newsPacket, t instant) {
+	seq := l.seq.Add(1)
+	p.buf = appendHeader(p.buf, header{p.kind, l.selfHash, l.inc, seq, t.ms})
+	if p.kind == typeRelay {
+		p.buf = appendGroup(append(p.buf, 1, 1), header{typeNews, l.selfHash, l.inc, seq, t.ms})
+	}
+	p.lead = len(p.buf)
+	p.buf = append(p.buf, 0)
 }
 
 // packShard appends entries of one shard until it has no more of that kind of news, or reports that the packet is full.
@@ -126,13 +144,13 @@ func (l *ledger) tell(sh *shard, v *view, b *bucket, t instant, p *newsPacket) {
 		return
 	}
 	if p.count == 0 {
-		p.buf = append(appendHeader(p.buf, header{typeNews, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0)
+		l.begin(p, t)
 	}
 	name := b.name(n)
 	c := l.ownCounters(sh, v, b, n, b.limit, t)
 	p.buf = appendCounters(appendBucket(p.buf, &name), &c)
 	p.count++
-	p.buf[headerLen] = p.count
+	p.buf[p.lead] = p.count
 }
 
 // audience is whom news goes to: every node that holds shares by the newest rosters.

@@ -1,5 +1,7 @@
 package limiter
 
+import "slices"
+
 // counters is what a node says of itself for one bucket: knowledge, never a right. It tells whom to ask, what
 // Remaining is, and when asking is in vain. All but the limit is in grains.
 type counters struct {
@@ -29,13 +31,25 @@ const (
 	maxAhead     = int64(60_000)
 )
 
+// knowledge is what peer said; nil for nothing. know is in the order of peers, since in large clusters one decision looks
+// at all of them.
 func (b *bucket) knowledge(peer uint16) *counters {
-	for i := range b.know {
-		if b.know[i].peer == peer {
-			return &b.know[i]
-		}
+	if i := b.knowAt(peer); i < len(b.know) && b.know[i].peer == peer {
+		return &b.know[i]
 	}
 	return nil
+}
+
+func (b *bucket) knowAt(peer uint16) int {
+	lo, hi := 0, len(b.know)
+	for lo < hi {
+		if mid := (lo + hi) / 2; b.know[mid].peer < peer {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
 }
 
 // learn makes room for what is known of peer.
@@ -43,8 +57,9 @@ func (b *bucket) learn(peer uint16) *counters {
 	if k := b.knowledge(peer); k != nil {
 		return k
 	}
-	b.know = append(b.know, counters{peer: peer, n: -1 << 40})
-	return &b.know[len(b.know)-1]
+	i := b.knowAt(peer)
+	b.know = slices.Insert(b.know, i, counters{peer: peer, n: -1 << 40})
+	return &b.know[i]
 }
 
 // merge takes over what a peer said, if it is news.

@@ -28,6 +28,7 @@ type ledger struct {
 	peers   *peerTable
 	seq     atomic.Uint64
 	newsAt  atomic.Uint32
+	relay   relay
 	refused atomic.Uint64 // packets not understood
 	foreign atomic.Uint64 // packets for or from somebody else
 	shards  [shardCount]shard

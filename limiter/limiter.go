@@ -15,7 +15,7 @@ const (
 	DefaultMaxClockSkew   = time.Second
 	DefaultMaxBuckets     = 200_000
 	DefaultGossipInterval = 50 * time.Millisecond
-	DefaultGossipBytes    = 1 << 20
+	DefaultGossipBytes    = 3 << 18
 )
 
 const (
@@ -26,8 +26,10 @@ const (
 	markEvery = 2 * time.Second
 	// restEach is how many buckets in full form each shard looks at in a gossip interval, to pack those left alone.
 	restEach = 16
-	// signOfLife is how long a node is quiet at most, so that asks lost on the way do not make it look dead for long.
-	signOfLife = 200 * time.Millisecond
+	// signOfLife is how long a node is quiet at most to another, so that asks lost on the way do not make it look dead for
+	// long; signOfLifeLarge the same where there are many.
+	signOfLife      = 200 * time.Millisecond
+	signOfLifeLarge = time.Second
 )
 
 // Config is what Open needs.
@@ -56,7 +58,8 @@ type Config struct {
 	MaxBuckets int
 	// GossipInterval is how often counters are sent; 0: DefaultGossipInterval.
 	GossipInterval time.Duration
-	// GossipBytes bounds what counters cost to send, in bytes per second to all nodes together; 0: DefaultGossipBytes.
+	// GossipBytes bounds what counters cost to send, in bytes per second to all nodes together, what the transport adds
+	// left out; 0: DefaultGossipBytes.
 	GossipBytes int
 	// Logger gets state changes; nil: none.
 	Logger *slog.Logger
@@ -80,8 +83,6 @@ type Limiter struct {
 	stopped  sync.Once
 	done     sync.WaitGroup
 	closeErr error
-
-	lastNews int64 // monotonic; the gossip goroutine's own
 
 	waits, timeouts                atomic.Uint64
 	waitTimes                      waitTimes
@@ -284,25 +285,16 @@ func (l *Limiter) keepGossip() {
 }
 
 func (l *Limiter) gossip() {
-	to := l.ledger.audience()
-	if len(to) == 0 {
-		return
-	}
-	perSecond := int64(l.cfg.GossipBytes / len(to))
-	budget := max(int(perSecond*l.cfg.GossipInterval.Milliseconds()/1000), MaxPacket)
 	t := l.instant()
-	send := func(packet []byte) {
-		l.lastNews = t.mono
-		for _, p := range to {
-			l.gossipBytes.Add(uint64(len(packet)))
-			l.gossipPackets.Add(1)
-			l.cfg.Transport.Send(l.ledger.peers.at(p).id, packet)
-		}
+	send := func(peer uint16, packet []byte) {
+		p := l.ledger.peers.at(peer)
+		p.toldAt = t.mono
+		l.gossipBytes.Add(uint64(len(packet)))
+		l.gossipPackets.Add(1)
+		l.cfg.Transport.Send(p.id, packet)
 	}
-	l.ledger.news(t, budget, send)
-	if t.mono-l.lastNews >= int64(signOfLife) {
-		send(l.ledger.noNews(t))
-	}
+	l.ledger.gossip(t, int(int64(l.cfg.GossipBytes)*int64(l.cfg.GossipInterval)/int64(time.Second)), send)
+	l.ledger.signsOfLife(t, send)
 }
 
 // sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.

@@ -90,7 +90,7 @@ func (f *filling) hear(buckets int) {
 
 // rest lets everything be told and packed.
 func (f *filling) rest() {
-	f.l.news(f.now, 1<<40, func([]byte) {})
+	f.l.news(f.now, 1<<40, typeNews, func([]byte) {})
 	f.now.mono += int64(1e9)
 	for i := range f.l.shards {
 		for range 2 {

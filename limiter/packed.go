@@ -52,6 +52,9 @@ const (
 
 // packable says whether nothing hangs on b that its packed form does not keep.
 func (b *bucket) packable(mono int64) bool {
+	if b.alg != FixedWindow && b.alg != SlidingWindow { // there is no packed form of anything else
+		return false
+	}
 	if b.ask.waiters != nil || b.ask.quietTo > mono || b.ask.inFlight && mono-b.ask.sentMono < forgetAsk {
 		return false
 	}

@@ -21,8 +21,10 @@ type peer struct {
 	// ahead is by how many milliseconds its clock was ahead of ours when it was last heard, the way of the packet left
 	// out. It decides nothing but whom to ask and when.
 	ahead atomic.Int64
-	// heardAt is the monotonic time of the last packet.
+	// heardAt is the monotonic time of the last packet, 0 for none; toldAt that of the last news to it, the gossip
+	// goroutine's own.
 	heardAt atomic.Int64
+	toldAt  int64
 }
 
 const (

@@ -245,7 +245,7 @@ func TestNews_BudgetAndOrder(t *testing.T) {
 	}
 	var names []BucketID
 	send := func(budget int) (bytes int) {
-		l.news(now, budget, func(p []byte) {
+		l.news(now, budget, typeNews, func(p []byte) {
 			if len(p) > MaxPacket {
 				t.Fatalf("packet of %d bytes", len(p))
 			}

@@ -27,7 +27,7 @@ func (s *sim) calmDown() {
 		s.earlier[i] = s.buckets[i].rule.Limit
 	}
 	for _, n := range s.nodes {
-		n.offset, n.late, n.stalled, n.buffer = 0, false, false, nil
+		n.offset, n.late, n.stalled, n.buffer, n.dying = 0, false, false, nil, 0
 		s.resume(n)
 		if !n.up && slices.Contains(s.members, n.index) {
 			s.start(n, startKeep)
@@ -58,10 +58,12 @@ func (s *sim) pour(b int, rule Rule) {
 	key := s.key(members(0), b, begin)
 	used := func() int64 { return s.at(key).used }
 	quiet := func() {
-		for _, i := range s.members {
-			s.news(s.nodes[i])
+		for range 2 { // in large clusters others pass it on
+			for _, i := range s.members {
+				s.news(s.nodes[i])
+			}
+			s.tick(4)
 		}
-		s.tick(4)
 	}
 	ask := func(i int) { s.attempt(members(i), s.one(b)) }
 	pattern := s.rng.IntN(4)

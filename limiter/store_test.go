@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -284,5 +285,30 @@ func TestPacked_RoundTrip(t *testing.T) {
 	}
 	if slotted < 5000 {
 		t.Fatalf("only %d with a record", slotted)
+	}
+}
+
+// Whoever adds a field to what a bucket is made of has to say what becomes of it when the bucket is packed: kept by
+// appendPacked and unpack, a reason for packable to say no, or reckoned anew.
+func TestPacked_KnowsEveryField(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		of   any
+		want string
+	}{
+		{bucket{}, "id span alg cell live dirty recent index kind listAt limit wins first rank know cells ask"},
+		{window{}, "n used given received cells slot lost vague audited refused"},
+		{cell{}, "value inc peer out"},
+		{counters{}, "n used prevUsed base net charge limit inc seq quietTo owing denied flags peer"},
+		{ask{}, "peer inFlight n seq sentMono quietTo waiting queued waiters"},
+	} {
+		var fields []string
+		kind := reflect.TypeOf(c.of)
+		for i := range kind.NumField() {
+			fields = append(fields, kind.Field(i).Name)
+		}
+		if got := strings.Join(fields, " "); got != c.want {
+			t.Errorf("%s has the fields %q, its packed form knows of %q", kind, got, c.want)
+		}
 	}
 }

@@ -51,6 +51,7 @@ type shardStats struct {
 	admitted, refused, undecided uint64
 	asks, asksAnswered           uint64
 	given, received              uint64 // grains
+	heard                        uint64 // entries of news
 	overflow                     uint64 // decisions in an overflow cell
 	cellsFull                    uint64 // decisions without any place to count
 	asksUnanswered, answers      uint64
@@ -80,7 +81,7 @@ func (l *ledger) obtain(sh *shard, id *BucketID, rule Rule, remote bool) *bucket
 	classRoom := max(room/classShare, 1)
 	class := id.class()
 	if sh.live >= room || int(sh.classes[class]) >= classRoom {
-		l.sweepShard(sh, 16)
+		l.sweepShard(sh, 4)
 		if sh.live >= room || int(sh.classes[class]) >= classRoom {
 			if remote {
 				return nil

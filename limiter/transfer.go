@@ -235,6 +235,10 @@ func (l *ledger) receive(t instant, from string, packet []byte, out *outbox) {
 		if l.onNews(t, from, h, r) {
 			return
 		}
+	case typeRelay:
+		if l.onRelay(t, from, h, r) {
+			return
+		}
 	}
 	l.refused.Add(1)
 }

@@ -2,6 +2,7 @@ package limiter
 
 import (
 	"encoding/binary"
+	"math"
 )
 
 // The packets. All integers are unsigned varints unless said otherwise; fixed ones are little endian.
@@ -16,6 +17,9 @@ import (
 //	answer    header · nodeHash of the receiver (8) · bucket · the asker's incarnation · the ask's sequence ·
 //	          flags (1) · the cell's value · counters
 //	news      header · number of entries (1) · (bucket · counters) each
+//	relay     header · 1 to be passed on, else 0 (1) · number of groups (1) · groups
+//	group     nodeHash of the origin (8) · its incarnation · its sequence · its clock (zigzag) · number of entries (1) ·
+//	          (bucket · counters) each
 //
 // Limits are in units; whatever else is counted is in grains. A packet that does not decode to its last byte is refused as a whole and counted.
 const (
@@ -24,6 +28,7 @@ const (
 	typeAsk    = 1
 	typeAnswer = 2
 	typeNews   = 3
+	typeRelay  = 4
 
 	// Flags of an answer. flagDenied: nothing was given though more was wanted.
 	flagDenied = 1
@@ -34,6 +39,7 @@ const (
 	flagPrevVague = 2
 
 	headerLen   = 34
+	relayLead   = headerLen + 2
 	maxWireUnit = int64(1) << 56
 	maxEntries  = 255
 	// maxEntry bounds the bytes of one bucket and its counters.
@@ -72,6 +78,15 @@ type answerMessage struct {
 	flags       uint8
 	cell        int64
 	counters    counters
+}
+
+// appendGroup begins what one node said at once, as others pass it on: of its header all but the kind.
+
+func appendGroup(b []byte, g header) []byte {
+	b = binary.LittleEndian.AppendUint64(b, g.sender)
+	b = binary.AppendUvarint(b, g.inc)
+	b = binary.AppendUvarint(b, g.seq)
+	return binary.AppendVarint(b, g.clock)
 }
 
 func appendHeader(b []byte, h header) []byte {
@@ -236,6 +251,23 @@ func (r *reader) answer() answerMessage {
 	m.cell = r.units(maxWireUnit)
 	m.counters = r.counters()
 	return m
+}
+
+// group reads a group and hands its entries to visit.
+func (r *reader) group(visit func(g header, name *bucketName, c *counters)) header {
+	g := header{kind: typeNews, sender: r.fixed64(), inc: r.uvarint(), seq: r.uvarint(), clock: r.signed(math.MaxInt64)}
+	if g.inc == 0 {
+		r.fail()
+	}
+	for range r.byte() {
+		name := r.bucket()
+		c := r.counters()
+		if r.bad {
+			break
+		}
+		visit(g, &name, &c)
+	}
+	return g
 }
 
 // done says whether the packet was read to its end without a fault.

@@ -96,6 +96,14 @@ func TestWire_Golden(t *testing.T) {
 	if got != want {
 		t.Fatalf("ask:\n got %s\nwant %s", got, want)
 	}
+	name, c := sampleName(), sampleCounters()
+	relay := append(appendGroup(append(appendHeader(nil, header{typeRelay, 5, 2, 900, 258}), 1, 1), header{typeNews, 6, 3, 300, -129}), 1)
+	got = hex.EncodeToString(appendCounters(appendBucket(relay, &name), &c))
+	want = "0104050000000000000002000000000000008403000000000000" + "0201000000000000" + "01" + "01" + "0600000000000000" + "03" + "ac02" + "8102" +
+		"01" + "01020300000000000000000000000009" + "3c" + "02" + "acd4821b" + "64211422091502"
+	if got != want {
+		t.Fatalf("relay:\n got %s\nwant %s", got, want)
+	}
 }
 
 func TestWire_RefusesEveryCut(t *testing.T) {
@@ -134,7 +142,11 @@ func samplePackets() [][]byte {
 	for range 2 {
 		news = appendCounters(appendBucket(news, &name), &c)
 	}
-	return [][]byte{appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news}
+	relay := append(appendHeader(nil, header{typeRelay, a, 1, 4, 0}), 1, 2)
+	for _, g := range []header{{typeNews, a, 1, 4, 0}, {typeNews, nodeHash("c"), 1 << 40, 7, -1}} {
+		relay = appendCounters(appendBucket(append(appendGroup(relay, g), 1), &name), &c)
+	}
+	return [][]byte{relay, appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news}
 }
 
 func newTestLedger(self string, inc uint64) *ledger {

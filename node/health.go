@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// peerUnheard is how long a node that shares limits may be silent: it says something every 200 ms, unless it is lost on
-	// the way.
+	// peerUnheard is how long a node that shares limits may be silent: it says something every 200 ms, in large clusters every
+	// second, unless that is lost on the way.
 	peerUnheard = 2 * time.Second
 	// nearlyFull is from which part on, in per cent, a table is called full: it takes what comes in the next seconds.
 	nearlyFull = 90
