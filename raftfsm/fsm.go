@@ -221,6 +221,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return setRoster(b, c)
 	case state.ResetBucket:
 		return resetBucket(b, c)
+	case state.Leave:
+		return leave(b, c)
 	case state.PutNode:
 		return putNode(b, c)
 	case state.Barrier:

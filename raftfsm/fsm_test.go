@@ -34,6 +34,7 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 	}
 	secret := func() []byte { return hash(pick("secret ", 26)) }
 	var answered *state.Idempotency
+	var roster uint64
 	var logs []*raft.Log
 	for i := 1; i <= size; i++ {
 		if random.IntN(20) == 0 {
@@ -46,7 +47,7 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 		}
 		events := []state.AuditEvent{event(string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(rune('a'+i/676)), pick("org_", 6), pick("kind.", 3), now)}
 		var c state.Command
-		switch random.IntN(24) {
+		switch random.IntN(26) {
 		case 0:
 			c = registration(pick("", 6), now)
 		case 1:
@@ -85,6 +86,13 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 			c = state.PutNode{Node: state.NodeInfo{ID: pick("node_", 3), Version: pick("v", 5)}}
 		case 19:
 			c = initCluster(pick("cluster_", 3))
+		case 20:
+			c = state.SetRoster{Nodes: []string{"node_kept", pick("node_", 8)}, PreviousIndex: roster, KeepFrom: now - 20_000}
+			if random.IntN(3) > 0 { // whether it was refused is not known here
+				roster = uint64(i)
+			}
+		case 21:
+			c = state.Leave{Leaver: pick("node_", 8), Heir: pick("node_", 8), List: hash("list"), Mark: now, Applied: uint64(random.IntN(i))}
 		default:
 			c = randomOrgChange(random, now, events)
 		}

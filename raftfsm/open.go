@@ -316,6 +316,10 @@ func (f *FSM) Limiter() state.LimiterState {
 	for i := range l.Rosters {
 		l.Rosters[i].Nodes = slices.Clone(l.Rosters[i].Nodes)
 	}
+	l.Leaves = slices.Clone(l.Leaves)
+	for i := range l.Leaves {
+		l.Leaves[i].List = slices.Clone(l.Leaves[i].List)
+	}
 	return l
 }
 

@@ -21,6 +21,7 @@ const (
 	maxScopes    = 256
 	maxNodes     = 128
 	maxScopeName = 128
+	maxLeaves    = 1024 // leaves that are kept: each is part of one record
 	// Members of one organization and memberships of one user: what ends either does so in one entry.
 	maxMembers     = 1000
 	maxMemberships = 1000

@@ -2,6 +2,7 @@ package raftfsm
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"sluice/raftfsm/state"
 )
@@ -89,6 +90,11 @@ func setRoster(b *batch, c state.SetRoster) state.Result {
 		seen[node] = true
 	}
 	limiter := loadLimiter(b)
+	for _, node := range c.Nodes {
+		if hasLeft(limiter, node) {
+			return refuse(state.CodeConflict)
+		}
+	}
 	var newest uint64
 	if n := len(limiter.Rosters); n > 0 {
 		newest = limiter.Rosters[n-1].Index
@@ -105,6 +111,55 @@ func setRoster(b *batch, c state.SetRoster) state.Result {
 	for len(limiter.Rosters) > 1 && limiter.Rosters[1].From < c.KeepFrom {
 		limiter.Rosters = limiter.Rosters[1:]
 	}
+	limiter.Leaves = neededLeaves(b, limiter)
+	b.store(keyLimiter, limiter)
+	b.announce = true
+	audit(b, c.Audit)
+	return state.Result{}
+}
+
+func hasLeft(limiter state.LimiterState, node string) bool {
+	return slices.ContainsFunc(limiter.Leaves, func(l state.LeaveInfo) bool { return l.Leaver == node })
+}
+
+// neededLeaves are those whose leaver a roster names, and those of their heirs: who has a share now is found by going
+// from one to the next. A leaver that is still a member might come into a roster yet.
+func neededLeaves(b *batch, limiter state.LimiterState) []state.LeaveInfo {
+	needed := make(map[string]bool)
+	for _, roster := range limiter.Rosters {
+		for _, node := range roster.Nodes {
+			needed[node] = true
+		}
+	}
+	// An heir has not left before it inherits, so its own leave comes later in the list.
+	var kept []state.LeaveInfo
+	for _, l := range limiter.Leaves {
+		node := load[state.NodeInfo](b, key1(prefixNode, l.Leaver))
+		if needed[l.Leaver] || node != nil && node.RemovedAt == 0 {
+			needed[l.Heir] = true
+			kept = append(kept, l)
+		}
+	}
+	return kept
+}
+
+func leave(b *batch, c state.Leave) state.Result {
+	if !validID(c.Leaver) || !validID(c.Heir) || c.Leaver == c.Heir || len(c.List) != hashSize || c.Mark < 0 {
+		return refuse(state.CodeInvalid)
+	}
+	limiter := loadLimiter(b)
+	if hasLeft(limiter, c.Leaver) || hasLeft(limiter, c.Heir) || len(limiter.Leaves) >= maxLeaves {
+		return refuse(state.CodeConflict)
+	}
+	if node := load[state.NodeInfo](b, key1(prefixNode, c.Heir)); node != nil && node.RemovedAt != 0 {
+		return refuse(state.CodeConflict)
+	}
+	for _, l := range limiter.Leaves {
+		if l.Heir == c.Leaver && l.Index > c.Applied {
+			return refuse(state.CodeConflict)
+		}
+	}
+	limiter.Leaves = append(limiter.Leaves, state.LeaveInfo{Index: b.at.index, Leaver: c.Leaver, Heir: c.Heir, List: c.List, Mark: c.Mark})
 	b.store(keyLimiter, limiter)
 	b.announce = true
 	audit(b, c.Audit)

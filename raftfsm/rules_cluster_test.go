@@ -109,6 +109,62 @@ func TestLimiter_HorizonAndRosters(t *testing.T) {
 	}
 }
 
+func TestLeave(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	list := hash("list")
+	first := f.must(state.SetRoster{Nodes: []string{"a", "b", "c"}})
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "gone", RemovedAt: 9}})
+	for name, c := range map[string]state.Leave{
+		"nobody": {Heir: "b", List: list}, "no heir": {Leaver: "a", List: list}, "own heir": {Leaver: "a", Heir: "a", List: list},
+		"no list": {Leaver: "a", Heir: "b"}, "negative mark": {Leaver: "a", Heir: "b", List: list, Mark: -1},
+	} {
+		if result := f.do(c); result.Refused != state.CodeInvalid {
+			t.Errorf("%s: %+v", name, result)
+		}
+	}
+	f.refused(state.CodeConflict, state.Leave{Leaver: "a", Heir: "gone", List: list})
+	calls := 0
+	f.fsm.Subscribe(func() { calls++ })
+	a := f.must(state.Leave{Leaver: "a", Heir: "b", List: list, Mark: 5, Audit: []state.AuditEvent{event("left", "", "cluster.node_left", 7)}})
+	if calls != 1 {
+		t.Errorf("%d calls after a leave, want 1", calls)
+	}
+	want := []state.LeaveInfo{{Index: a.Index, Leaver: "a", Heir: "b", List: list, Mark: 5}}
+	if got := f.fsm.Limiter(); !reflect.DeepEqual(got.Leaves, want) {
+		t.Errorf("got %+v, want %+v", got.Leaves, want)
+	}
+	if events, _ := f.audit(state.AuditFilter{Event: "cluster.node_left"}, "", 10); len(events) != 1 {
+		t.Errorf("audit: %+v", events)
+	}
+	f.refused(state.CodeConflict, state.Leave{Leaver: "a", Heir: "c", List: list, Applied: a.Index})      // again
+	f.refused(state.CodeConflict, state.Leave{Leaver: "c", Heir: "a", List: list, Applied: a.Index})      // to one that left
+	f.refused(state.CodeConflict, state.Leave{Leaver: "b", Heir: "c", List: list, Applied: a.Index - 1})  // it became an heir since
+	f.refused(state.CodeConflict, state.SetRoster{Nodes: []string{"a", "b"}, PreviousIndex: first.Index}) // a node that left
+	b := f.must(state.Leave{Leaver: "b", Heir: "c", List: list, Applied: a.Index, Mark: 6})
+	f.must(state.Horizon{Until: 500})
+	second := f.must(state.SetRoster{Nodes: []string{"c"}, PreviousIndex: first.Index, KeepFrom: 500})
+	if got := f.fsm.Limiter(); len(got.Leaves) != 2 || got.Leaves[1].Index != b.Index {
+		t.Errorf("leaves of a roster that is kept: %+v", got.Leaves)
+	}
+	f.must(state.Horizon{Until: 1000})
+	third := f.must(state.SetRoster{Nodes: []string{"c", "d"}, PreviousIndex: second.Index, KeepFrom: 1000})
+	f.must(state.Horizon{Until: 2000})
+	if got := f.fsm.Limiter(); len(got.Leaves) != 0 || len(got.Rosters) != 2 {
+		t.Errorf("the first roster is gone, and its leaves are not: %+v", got)
+	}
+	// One that is a member still must not come into a roster, though none names it.
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "e"}})
+	f.must(state.Leave{Leaver: "e", Heir: "d", List: list, Applied: b.Index})
+	fourth := f.must(state.SetRoster{Nodes: []string{"d"}, PreviousIndex: third.Index, KeepFrom: 1 << 60})
+	f.refused(state.CodeConflict, state.SetRoster{Nodes: []string{"d", "e"}, PreviousIndex: fourth.Index})
+	f.must(state.PutNode{Node: state.NodeInfo{ID: "e", RemovedAt: 11}})
+	f.must(state.SetRoster{Nodes: []string{"d", "f"}, PreviousIndex: fourth.Index, KeepFrom: 1 << 60})
+	if got := f.fsm.Limiter(); len(got.Leaves) != 0 {
+		t.Errorf("a leave that nothing needs: %+v", got.Leaves)
+	}
+}
+
 func TestPutNode(t *testing.T) {
 	t.Parallel()
 	f := fresh(t)

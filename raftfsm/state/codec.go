@@ -95,6 +95,7 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeBarrier:        decodeAs[Barrier],
 	TypeSetPassword:    decodeAs[SetPassword],
 	TypeResetBucket:    decodeAs[ResetBucket],
+	TypeLeave:          decodeAs[Leave],
 
 	TypeUpdateOrg:       decodeAs[UpdateOrg],
 	TypeDeleteOrg:       decodeAs[DeleteOrg],

@@ -28,6 +28,7 @@ var samples = []state.Command{
 	&state.RevokeKey{}, &state.TouchKeys{}, &state.AppendAudit{}, &state.PutSigningKey{}, &state.Prune{},
 	&state.Horizon{}, &state.SetRoster{}, &state.PutNode{}, &state.Barrier{}, &state.SetPassword{},
 	&state.ResetBucket{},
+	&state.Leave{},
 
 	&state.UpdateOrg{}, &state.DeleteOrg{}, &state.AddMember{}, &state.UpdateMember{}, &state.RemoveMember{},
 	&state.TransferOrg{}, &state.SetPlan{}, &state.DeleteUser{}, &state.SetUserDisabled{},

@@ -38,6 +38,7 @@ const (
 	TypePutNode        uint16 = 18
 	TypeBarrier        uint16 = 19
 	TypeSetPassword    uint16 = 20
+	TypeLeave          uint16 = 21
 	TypeResetBucket    uint16 = 24
 
 	TypeUpdateOrg       uint16 = 25
@@ -223,7 +224,8 @@ type Horizon struct {
 	Leader string `cbor:"2,keyasint"`
 }
 
-// SetRoster commits a new list of nodes that hold shares. Refused with CodeConflict unless PreviousIndex is the newest roster's.
+// SetRoster commits a new list of nodes that hold shares. Refused with CodeConflict unless PreviousIndex is the newest roster's,
+// and where a node has left for good.
 type SetRoster struct {
 	Nodes         []string     `cbor:"1,keyasint"`
 	PreviousIndex uint64       `cbor:"2,keyasint"`
@@ -246,6 +248,18 @@ type ResetTarget struct {
 	Policy    string `cbor:"2,keyasint"` // for people; "" where it is not known
 	Algorithm uint8  `cbor:"3,keyasint"` // as the limiter numbers them; 0 where it is not known
 	Window    int64  `cbor:"4,keyasint"` // seconds; 0 where it is not known
+}
+
+// Leave commits that a node has left for good and that Heir, which stored the leaver's List, has its shares from now on.
+// Refused with CodeConflict where the leaver has left already, where the heir has left or was removed, and where an entry
+// after Applied made the leaver somebody's heir: its list does not know of that, and has to be made anew.
+type Leave struct {
+	Leaver  string       `cbor:"1,keyasint"`
+	Heir    string       `cbor:"2,keyasint"`
+	List    []byte       `cbor:"3,keyasint"` // SHA-256 of the list that the heir stored
+	Mark    int64        `cbor:"4,keyasint"` // Unix milliseconds: the leaver acted in no window that begins later
+	Applied uint64       `cbor:"5,keyasint"` // index of the newest Leave that the list reckons with, 0 for none
+	Audit   []AuditEvent `cbor:"6,keyasint"`
 }
 
 // PutNode records a node's addresses and version.
@@ -274,6 +288,7 @@ func (PutSigningKey) CommandType() uint16  { return TypePutSigningKey }
 func (Prune) CommandType() uint16          { return TypePrune }
 func (Horizon) CommandType() uint16        { return TypeHorizon }
 func (SetRoster) CommandType() uint16      { return TypeSetRoster }
+func (Leave) CommandType() uint16          { return TypeLeave }
 func (PutNode) CommandType() uint16        { return TypePutNode }
 func (ResetBucket) CommandType() uint16    { return TypeResetBucket }
 func (Barrier) CommandType() uint16        { return TypeBarrier }

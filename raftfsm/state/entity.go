@@ -170,10 +170,21 @@ type Roster struct {
 	Nodes []string `cbor:"3,keyasint"` // node ids
 }
 
+// LeaveInfo is a leave that the log holds: Heir has the leaver's shares, and where it left as well, its own heir.
+type LeaveInfo struct {
+	Index  uint64 `cbor:"1,keyasint"` // of the log entry that committed it
+	Leaver string `cbor:"2,keyasint"` // node ids
+	Heir   string `cbor:"3,keyasint"`
+	List   []byte `cbor:"4,keyasint"`
+	Mark   int64  `cbor:"5,keyasint"` // Unix milliseconds
+}
+
 // LimiterState is what the log says about shares.
 type LimiterState struct {
 	Horizon int64    `cbor:"1,keyasint"` // Unix milliseconds; never falls
 	Rosters []Roster `cbor:"2,keyasint"` // oldest first; kept as long as a window that they govern, or the one after it, can be open
+	// Leaves, oldest first; kept as long as a roster names the leaver, or it is the heir of one that is kept.
+	Leaves []LeaveInfo `cbor:"3,keyasint,omitempty"`
 }
 
 // Reset is the present generation of one bucket of the limiter.
