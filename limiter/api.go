@@ -88,8 +88,17 @@ type Reset struct {
 	EarlierMillis int64
 }
 
-// State is the part of the replicated state that the ledger goes by. Horizon and rosters must be read at one log index,
-// resets at that one or a later.
+// Leave says that a node left for good and who has its shares now.
+type Leave struct {
+	Index      uint64 // of its log entry; a later leave's is greater
+	Leaver     string
+	Heir       string   // it may have left since: then its own heir has these shares as well
+	MarkMillis int64    // the leaver acted in no window that begins later
+	List       [32]byte // names the list that the heir stored (Bequest.List)
+}
+
+// State is the part of the replicated state that the ledger goes by. Horizon, rosters and leaves must be read at one log
+// index, resets at that one or a later.
 type State struct {
 	// HorizonMillis is the newest horizon applied here, in Unix milliseconds: a node has a base share only in windows
 	// that begin before it.
@@ -98,6 +107,8 @@ type State struct {
 	Rosters []Roster
 	// Resets that are in force, one for a bucket, in the same order each time.
 	Resets []Reset
+	// Leaves, oldest first; every one whose leaver is in one of the rosters, or is the heir of one.
+	Leaves []Leave
 }
 
 // Transport carries packets to other nodes: best effort, so loss, repetition and reordering are expected.

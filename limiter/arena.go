@@ -159,6 +159,16 @@ func (a *arena) mark(at block, kind int) {
 	a.marked[kind]++
 }
 
+// markAll marks all blocks that have no mark.
+func (a *arena) markAll(kind int) {
+	for at := a.next(0); at != 0; at = a.next(at + 1) {
+		p := a.pages[at>>8]
+		if bit := uint64(1) << (at & 63); (p.marks[markHot][at>>6&3]|p.marks[markCold][at>>6&3])&bit == 0 {
+			a.mark(at, kind)
+		}
+	}
+}
+
 // unmark takes the mark away that a block has, and says which it was; -1 for none.
 func (a *arena) unmark(at block) (kind int) {
 	p := a.pages[at>>8]

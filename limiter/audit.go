@@ -198,5 +198,6 @@ func (l *ledger) doubt(sh *shard, h header, c *counters) {
 func (l *ledger) taint(sh *shard, b *bucket, w *window, h header, m *answerMessage) {
 	vague := m.counters.flags&flagVague != 0 || b.alg == SlidingWindow && m.counters.flags&flagPrevVague != 0
 	ahead := l.skewMillis / int64(max(l.rosterSize(l.view.Load(), b, w.n), 1))
-	w.vague = w.vague || vague || h.clock > sh.maxMillis+ahead
+	// Units that were given under another limit may come in after the change, into a window that had none of them.
+	w.vague = w.vague || vague || h.clock > sh.maxMillis+ahead || m.counters.limit != b.limit
 }

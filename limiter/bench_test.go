@@ -1,6 +1,7 @@
 package limiter
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"testing"
@@ -25,7 +26,44 @@ func TestTake_AllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
 	}
-	l := benchLimiter(t)
+	t.Run("alone", func(t *testing.T) { allocatesNothing(t, benchLimiter(t)) })
+	t.Run("heir", func(t *testing.T) { allocatesNothing(t, benchHeir(t)) })
+}
+
+// benchHeir is a limiter that inherited the share and the list of another one.
+func benchHeir(tb testing.TB) *Limiter {
+	tb.Helper()
+	l := benchLimiter(tb)
+	leaver, err := Open(Config{NodeID: "b", Dir: tb.TempDir(), MaxBuckets: 100_000})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer leaver.Close()
+	state := State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a", "b", "c"}}}}
+	leaver.SetState(state)
+	for i := range 1000 {
+		take(leaver, Rule{1_000_000, 3600, SlidingWindow}, fmt.Sprint(i), 1)
+	}
+	var list bytes.Buffer
+	if err := leaver.Leave(); err != nil {
+		tb.Fatal(err)
+	}
+	q, err := leaver.WriteBequest(&list)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := l.StoreBequest("b", q.List, &list); err != nil {
+		tb.Fatal(err)
+	}
+	state.Leaves = []Leave{{Index: 2, Leaver: "b", Heir: "a", MarkMillis: q.MarkMillis, List: q.List}}
+	l.SetState(state)
+	if l.Stats().Inherited != 1 {
+		tb.Fatal("nothing inherited")
+	}
+	return l
+}
+
+func allocatesNothing(t *testing.T, l *Limiter) {
 	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
 		open, shut := Rule{1_000_000, 3600, alg}, Rule{0, 3600, alg}
 		subject := []byte("subject")

@@ -169,6 +169,9 @@ func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant)
 	var s standing
 	begin := b.span.begin(n)
 	mark := l.markMillis()
+	if sh.left {
+		return undecided(ReasonLeft)
+	}
 	if t.ms > mark || begin > mark {
 		return undecided(ReasonMark)
 	}
@@ -190,49 +193,64 @@ func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant)
 	if s.lost = lost; !lost {
 		s.base = l.share(b, r, limit)
 	}
+	if !lost || l.unsafeHeirLost {
+		// An heir without counters of its own does not know what it spent of what it inherited.
+		e := l.estate(v, r, b, n, limit)
+		s.base += e.base
+		s.net += e.net
+	}
 	if b.alg != SlidingWindow {
 		s.room = s.base - s.net
 		return s
 	}
-	s.charge = l.charge(sh, v, b, n, limit, s.base, lost)
+	s.charge = l.charge(sh, v, b, n, limit, lost)
 	s.room = s.base - s.net - b.span.weigh(s.charge, n, t.ms)
 	l.standNext(sh, v, b, n, limit, t, &s)
 	return s
 }
 
 // charge is what window n−1 weighs in window n: its net, never less than nothing, and what the base grew by since
-// through the roster. Without counters for n−1 it is the whole base.
-func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit, base int64, lost bool) int64 {
+// through the roster. Of what there are no counters for n−1 it is the whole base.
+func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit int64, lost bool) int64 {
 	before := b.find(n - 1)
-	beforeShare := l.share(b, v.governing(b.span.begin(n-1)), limit)
+	r, rBefore := v.governing(b.span.begin(n)), v.governing(b.span.begin(n-1))
+	base, baseBefore := l.share(b, r, limit), l.share(b, rBefore, limit)
+	p := l.passage(v, rBefore, r, b, n, limit)
 	if before != nil && before.lost || before == nil && l.lostWindow(sh, b, n-1) ||
 		v.handedBack(&b.id, b.span.begin(n-1)) && !l.unsafeHandBack {
 		if lost {
 			return 0 // the base that would be charged is nothing
 		}
-		return max(base, beforeShare)
+		return max(base, baseBefore) + p.all
 	}
-	var charge int64
+	charge := p.net
 	if before != nil {
-		charge = before.net()
-		if l.unsafeUsedCharge {
+		if charge += before.net(); l.unsafeUsedCharge {
 			charge = before.used
 		}
-		if !l.unsafeSigned {
-			charge = max(0, charge)
-		}
 	}
-	if base > beforeShare && !l.unsafeNoGrowth {
-		charge += base - beforeShare
+	if !l.unsafeSigned {
+		charge = max(0, charge)
 	}
-	return charge
+	if lost {
+		return charge
+	}
+	if growth := base + p.base - baseBefore - p.baseBefore; growth > 0 && !l.unsafeNoGrowth {
+		charge += growth
+	}
+	return charge + p.unknown
 }
 
 // standNext lowers room so that the rule holds in window n+1 too, where a spend in n changes the charge of a window in
 // which this node may have acted already: one that begins at or below the mark.
 func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t instant, s *standing) {
 	begin := b.span.begin(n + 1)
-	if begin > l.markMillis() || l.unsafeOneWindow {
+	now := v.governing(b.span.begin(n))
+	mark := l.markMillis()
+	if now != nil && !l.unsafeHeirMark {
+		mark = max(mark, now.heritageMark) // a leaver may have acted there
+	}
+	if begin > mark || l.unsafeOneWindow {
 		return
 	}
 	next := b.find(n + 1)
@@ -241,19 +259,21 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 	if r == nil || begin >= v.horizon && !l.available {
 		// There is no base in n+1 yet. Where it is known that nothing was spent or given there, nothing relied on the charge
 		// either, and the rule will be reckoned when something is.
-		if lost || next != nil && next.touched() {
+		if lost || next != nil && next.touched() || l.legacyActed(v, now, b, n+1) {
 			*s = undecided(ReasonOpenNext)
 		}
 		return
 	}
 	var base, net int64
+	var e estate
 	if !lost {
 		base = l.share(b, r, limit)
+		e = l.estate(v, r, b, n+1, limit)
 	}
 	if next != nil {
 		net = next.net()
 	}
-	units := base - net
+	units := base + e.base - net - e.net
 	if units < 0 {
 		s.room = min(s.room, 0)
 		return
@@ -262,10 +282,11 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 	if charge < 0 {
 		return
 	}
-	if now := l.share(b, v.governing(b.span.begin(n)), limit); base > now {
-		charge -= base - now
+	p := l.passage(v, now, r, b, n+1, limit)
+	if growth := base + p.base - l.share(b, now, limit) - p.baseBefore; growth > 0 {
+		charge -= growth
 	}
-	if charge < 0 {
+	if charge -= p.unknown; charge < 0 {
 		s.room = min(s.room, 0)
 		return
 	}
@@ -274,10 +295,10 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 
 // share is this node's base share of limit under r, in grains.
 func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
-	if r == nil || r.self < 0 {
+	if r == nil || r.self < 0 || r.self >= r.size {
 		return 0
 	}
-	n := int64(len(r.hashes))
+	n := int64(r.size)
 	q, rest := limit/n, limit%n
 	// An overflow cell stands for many buckets, each with an order of its own: only what is certain counts.
 	if rest == 0 || b.cell {

@@ -11,4 +11,10 @@ var (
 	ErrDamaged = errors.New("limiter: mark file is damaged")
 	// ErrInUse is returned by Open where another process holds the directory.
 	ErrInUse = errors.New("limiter: directory is in use by another process")
+	// ErrNotLeaving is returned by WriteBequest before Leave: what a node goes on spending it cannot hand over.
+	ErrNotLeaving = errors.New("limiter: this node does not leave")
+	// ErrLeaving is returned by StoreBequest on a node that cannot be an heir, mostly since it leaves itself. Another may be.
+	ErrLeaving = errors.New("limiter: this node takes no list")
+	// ErrBequest is returned by StoreBequest for bytes that are not the list named, or one too long for this node.
+	ErrBequest = errors.New("limiter: malformed list")
 )

@@ -34,6 +34,8 @@ const (
 	ReasonOpenNext Reason = 21
 	// ReasonClosed: the limiter is closed.
 	ReasonClosed Reason = 22
+	// ReasonLeft: the node leaves the cluster for good.
+	ReasonLeft Reason = 23
 )
 
 // Milli is a number of units in thousandths: sliding windows give back parts of units.
@@ -56,7 +58,8 @@ type Explanation struct {
 	RosterIndex            uint64 // of the roster that governs the window
 	HorizonMillis          int64
 
-	// The rule: Used + Given − Received + what of Charge is in view may come up to Base; Room is what is left of it.
+	// The rule: Used + Given − Received + what of Charge is in view may come up to Base; Room is what is left of it. What
+	// nodes that left handed over to this one is in all of them, but not in Cells.
 	Base, Used, Given, Received, Charge, Room Milli
 	UsedBefore                                Milli // in the window before
 	// Lost says that Base is 0 since the node cannot prove what it did in the window.
@@ -231,10 +234,14 @@ func (l *ledger) explainWindow(sh *shard, v *view, b *bucket, t instant, e *Expl
 			e.Cells = append(e.Cells, CellView{l.peers.at(c.peer).id, c.inc, c.out, Milli(c.value)})
 		}
 	}
-	if w := b.find(n - 1); w != nil {
-		e.UsedBefore = Milli(w.used)
-	}
 	limit := e.Rule.Limit
+	used, before := l.ownUsed(v, b, n)
+	e.UsedBefore = Milli(before)
+	// What it inherited it answers for.
+	inherited := l.estate(v, v.governing(e.BeginMillis), b, n, limit)
+	e.Used = Milli(used)
+	e.Given += Milli(max(inherited.net-inherited.used, 0))
+	e.Received += Milli(max(inherited.used-inherited.net, 0))
 	st := l.stand(sh, v, b, n, limit, t)
 	e.Base, e.Charge, e.Room, e.Lost = Milli(st.base), Milli(st.charge), Milli(st.room), st.lost
 	if sh.closed {

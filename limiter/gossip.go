@@ -137,10 +137,12 @@ func (l *ledger) packShard(sh *shard, v *view, t instant, kind int, p *newsPacke
 
 func (p *newsPacket) room() bool { return len(p.buf)+maxEntry <= MaxPacket && p.count < maxEntries }
 
-// tell appends what b has to say of the window at hand. Of one long over nobody needs to know.
+// tell appends what b has to say of the window at hand. Of one long over nobody needs to know, unless a leaver's counters
+// are told with it. Of a bucket that nobody asked for since the start no limit is known: what would be said of its share is
+// wrong.
 func (l *ledger) tell(sh *shard, v *view, b *bucket, t instant, p *newsPacket) {
 	n := b.span.at(t.ms)
-	if b.find(n) == nil && (b.alg != SlidingWindow || b.find(n-1) == nil) {
+	if b.limit == 0 || b.find(n) == nil && (b.alg != SlidingWindow || b.find(n-1) == nil) && len(v.legacies) == 0 {
 		return
 	}
 	if p.count == 0 {

@@ -119,17 +119,17 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 	var o outlook
 	switch {
 	case k == nil || k.n < n-1:
-		o.base = r.share(low, pos, limit) * grains
+		o.base = r.holding(low, pos, limit) * grains
 		o.charge = l.growth(v, b, r, pos, n, limit)
 	case k.n == n:
 		base := k.base
-		if k.limit != limit && k.base == r.share(low, pos, k.limit)*grains {
-			base = r.share(low, pos, limit) * grains // the limit changed since; a base lost to a restart stays lost
+		if k.limit != limit && k.base == r.holding(low, pos, k.limit)*grains {
+			base = r.holding(low, pos, limit) * grains // the limit changed since; a base lost to a restart stays lost
 		}
 		o = outlook{used: k.used, prevUsed: k.prevUsed, base: base, net: k.net, charge: k.charge}
 	case k.n == n-1:
 		o.prevUsed = k.used
-		o.base = r.share(low, pos, limit) * grains
+		o.base = r.holding(low, pos, limit) * grains
 		o.charge = max(k.net, 0) + l.growth(v, b, r, pos, n, limit)
 	default: // its clock is in n+1 already: what it still holds of n it must tell when asked
 		o.used = k.prevUsed
@@ -149,14 +149,14 @@ func (l *ledger) growth(v *view, b *bucket, r *rosterView, pos int, n, limit int
 		return 0
 	}
 	low := b.id.low()
-	return max(0, r.share(low, pos, limit)-before.share(low, before.position(r.peers[pos]), limit)) * grains
+	return max(0, r.holding(low, pos, limit)-before.holding(low, before.position(r.peers[pos]), limit)) * grains
 }
 
 // believed is how much the peer at pos can spare for this node now, 0 where asking it is in vain.
 func (l *ledger) believed(v *view, b *bucket, r *rosterView, pos int, n, limit int64, t instant) int64 {
 	peer := r.peers[pos]
 	p := l.peers.at(peer)
-	if p.suspect(t.mono) {
+	if r.left(pos) || p.suspect(t.mono) {
 		return 0
 	}
 	k := b.knowledge(peer)
@@ -169,7 +169,7 @@ func (l *ledger) believed(v *view, b *bucket, r *rosterView, pos int, n, limit i
 	if spare == 0 && k != nil && k.owing && k.n >= n-1 {
 		return grains
 	}
-	if coarse(limit, len(r.peers)) {
+	if coarse(limit, r.size) {
 		return whole(spare)
 	}
 	return spare
@@ -239,29 +239,27 @@ func (s *survey) add(o outlook) {
 func (l *ledger) surveyBucket(v *view, b *bucket, own *standing, n, limit int64, s *survey) {
 	s.used, s.prevUsed, s.count, s.coarse = 0, 0, 0, false
 	o := outlook{base: own.base, net: own.net, charge: own.charge}
-	if w := b.find(n); w != nil {
-		o.used = w.used
-	}
-	if b.alg == SlidingWindow {
-		if w := b.find(n - 1); w != nil {
-			o.prevUsed = w.used
-		}
-	}
+	o.used, o.prevUsed = l.ownUsed(v, b, n)
 	s.add(o)
 	r := v.governing(b.span.begin(n))
 	if r == nil {
 		return
 	}
-	s.coarse = coarse(limit, len(r.peers))
+	s.coarse = coarse(limit, r.size)
 	for pos := range r.peers {
-		if pos != r.self {
+		// What a node that left had used its heir names with its own.
+		if pos != r.self && !r.left(pos) {
 			s.add(l.outlookOf(v, b, r, pos, n, limit))
 		}
 	}
 	if b.alg == SlidingWindow {
 		// A node that left the roster may have used some of the window before.
+		before := v.governing(b.span.begin(n - 1))
 		for i := range b.know {
 			k := &b.know[i]
+			if pos := before.position(k.peer); pos >= 0 && before.left(pos) {
+				continue
+			}
 			if r.position(k.peer) < 0 && k.n == n-1 {
 				s.prevUsed += k.used
 			}

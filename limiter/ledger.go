@@ -2,6 +2,7 @@ package limiter
 
 import (
 	"math/bits"
+	"sync"
 	"sync/atomic"
 )
 
@@ -33,6 +34,9 @@ type ledger struct {
 	foreign atomic.Uint64 // packets for or from somebody else
 	shards  [shardCount]shard
 
+	listMu sync.Mutex
+	lists  map[[32]byte]*bequest // what leavers handed over
+
 	// For the simulator's tests alone: each switches one safeguard off, to see that it is missed.
 	unsafeSigned     bool // the charge may be negative
 	unsafeNoGrowth   bool // what the base grew by is not charged
@@ -48,6 +52,10 @@ type ledger struct {
 	unsafeHandBack   bool // what a handed-back bucket spent under another name is not charged
 	unsafeCellBack   bool // a handed-back bucket may begin in an overflow cell
 	unsafePacked     bool // what was given is not kept in packed form
+	unsafeUncovered  bool // a leaver's share counts in windows that its list does not cover
+	unsafeStays      bool // a leaver goes on spending and giving
+	unsafeHeirLost   bool // an heir without counters of a window inherits in it all the same
+	unsafeHeirMark   bool // windows in which only the leaver may have acted are not open
 }
 
 // ledgerConfig is what newLedger needs.
@@ -441,7 +449,7 @@ func (l *ledger) close() {
 
 // setState takes over a newer replicated state; one that is older than what is known changes nothing.
 func (l *ledger) setState(s State) {
-	v := newView(s, l.peers, l.self)
+	v := newView(s, l.peers, l.self, l.list)
 	v.gens = newGenerations(s.Resets, l.view.Load().gens)
 	if l.unsafeNewest && len(v.rosters) > 0 {
 		v.rosters = v.rosters[len(v.rosters)-1:]
@@ -449,7 +457,11 @@ func (l *ledger) setState(s State) {
 	}
 	for {
 		old := l.view.Load()
-		if v.older(old) || l.view.CompareAndSwap(old, v) {
+		if v.older(old) {
+			return
+		}
+		if l.view.CompareAndSwap(old, v) {
+			l.announce(old, v)
 			return
 		}
 	}

@@ -106,6 +106,10 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 		"handed back, not charged":    off(func(l *ledger) { l.unsafeHandBack = true }),
 		"handed back to a cell":       off(func(l *ledger) { l.unsafeCellBack = true }),
 		"packed without its gifts":    off(func(l *ledger) { l.unsafePacked = true }),
+		"more than a list covers":     off(func(l *ledger) { l.unsafeUncovered = true }),
+		"a leaver that goes on":       off(func(l *ledger) { l.unsafeStays = true }),
+		"heir without counters":       off(func(l *ledger) { l.unsafeHeirLost = true }),
+		"mark of the leaver":          off(func(l *ledger) { l.unsafeHeirMark = true }),
 		"records of another boot":     func(o *simOptions) { o.anyBoot = true },
 		"mark not ahead of its use":   func(o *simOptions) { o.lateMark = true },
 	} {

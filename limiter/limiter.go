@@ -78,6 +78,8 @@ type Limiter struct {
 	markFile *markFile   // guarded by markMu once Open is done
 	markLag  atomic.Bool // the mark could not be raised in time
 	kick     chan struct{}
+	left     atomic.Bool // Leave was called
+	listMu   sync.Mutex  // one list is stored or removed at a time
 
 	stop     chan struct{}
 	stopped  sync.Once
@@ -118,7 +120,11 @@ func Open(cfg Config) (*Limiter, error) {
 		return nil, err
 	}
 	l.ledger = newLedger(lc)
-	if err := l.raiseMark(); err != nil {
+	if l.markFile != nil && l.markFile.leaving {
+		l.ledger.depart()
+		l.left.Store(true)
+	}
+	if err := errors.Join(l.loadLists(), l.raiseMark()); err != nil {
 		return nil, errors.Join(err, l.release())
 	}
 	l.done.Add(2)
@@ -311,6 +317,7 @@ func (l *Limiter) sweep() {
 		over += sh.stats.audit.over
 		sh.mu.Unlock()
 	}
+	l.ledger.forgetLists()
 	l.recent.turn(now.mono, l.audited)
 	if over != l.overadmitted && now.mono-l.overLogged >= int64(time.Second) {
 		l.log.Error("more was admitted than a limit allows", "units", (over-l.overadmitted+grains-1)/grains)
@@ -454,7 +461,10 @@ func (l *Limiter) Refund(charges []Charge) {
 
 // SetState takes over the replicated state. Call it whenever the log moved it; a state read at an earlier index than
 // one given before changes nothing.
-func (l *Limiter) SetState(s State) { l.ledger.setState(s) }
+func (l *Limiter) SetState(s State) {
+	l.ledger.setState(s)
+	l.keepLists(s.Leaves, l.instant().ms)
+}
 
 // Receive takes in a packet that the node named from sent. It does not keep packet and does not block on the network.
 func (l *Limiter) Receive(from string, packet []byte) {

@@ -10,16 +10,19 @@ import (
 )
 
 // markFile holds the mark and the incarnation: two copies, written in turn, so that a torn write leaves the other. Each
-// is of 40 bytes, little endian: magic · generation · incarnation · mark (Unix milliseconds) · hash of these.
+// is of 40 bytes, little endian: magic · generation · incarnation · mark (Unix milliseconds) · hash of these. A node that
+// leaves for good has another magic.
 type markFile struct {
 	f          *os.File
 	generation uint64
 	inc        uint64
 	mark       int64
+	leaving    bool
 }
 
 const (
 	markMagic  = 0x314b52414d4c5553
+	leaveMagic = 0x31455641454c5553
 	markLen    = 40
 	markStride = 4096
 )
@@ -69,11 +72,12 @@ func (m *markFile) read() (found, empty bool, err error) {
 			return false, false, err
 		}
 		w := func(i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }
-		if w(0) != markMagic || w(4) != hashWords(w(0), w(1), w(2), w(3)) || found && w(1) <= m.generation {
+		if w(0) != markMagic && w(0) != leaveMagic || w(4) != hashWords(w(0), w(1), w(2), w(3)) || found && w(1) <= m.generation {
 			continue
 		}
 		found = true
 		m.generation, m.inc, m.mark = w(1), w(2), int64(w(3))
+		m.leaving = m.leaving || w(0) == leaveMagic // of either copy: it never goes back
 	}
 	return found, false, nil
 }
@@ -83,6 +87,9 @@ func (m *markFile) write(inc uint64, mark int64) error {
 	var b [markLen]byte
 	next := m.generation + 1
 	words := [4]uint64{markMagic, next, inc, uint64(mark)}
+	if m.leaving {
+		words[0] = leaveMagic
+	}
 	for i, w := range words {
 		binary.LittleEndian.PutUint64(b[8*i:], w)
 	}

@@ -1,14 +1,23 @@
 package limiter
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
-// rosterView is a Roster with its nodes replaced by what the ledger reckons with.
+// rosterView is a Roster with its nodes replaced by what the ledger reckons with. The roster's nodes are the first size
+// of peers, each with a share of its own; behind them come heirs that the roster does not name.
 type rosterView struct {
 	index  uint64
 	from   int64
+	size   int
 	peers  []uint16 // indexes in the peer table, in the roster's order
 	hashes []uint64 // nodeHash of each
 	self   int      // this node's place, -1 where it holds no share
+	// holds are the places whose shares each of peers has now, its own first; nil where each has its own.
+	holds        [][]int
+	heritage     []heritage // this node's
+	heritageMark int64      // the greatest mark of their leavers
 }
 
 // view is the replicated state as the ledger sees it, immutable.
@@ -16,6 +25,9 @@ type view struct {
 	horizon int64
 	rosters []rosterView // oldest first
 	gens    *generations // nil for none
+	leave   uint64       // index of the newest leave
+	// legacies are the leaves whose shares this node has now, oldest first.
+	legacies []legacy
 }
 
 // governing is the roster that governs a window beginning at begin, nil where none does.
@@ -33,7 +45,7 @@ func (v *view) governing(begin int64) *rosterView {
 func (r *rosterView) rank(low uint64, pos int) int {
 	mine := mix64(low ^ r.hashes[pos])
 	rank := 0
-	for i, h := range r.hashes {
+	for i, h := range r.hashes[:r.size] {
 		if i == pos {
 			continue
 		}
@@ -48,10 +60,10 @@ func (r *rosterView) rank(low uint64, pos int) int {
 // the rendezvous order. It never falls as limit rises, so nodes that know different limits together hold at most the
 // highest. A pos of -1 holds nothing.
 func (r *rosterView) share(low uint64, pos int, limit int64) int64 {
-	if r == nil || pos < 0 || pos >= len(r.hashes) {
+	if r == nil || pos < 0 || pos >= r.size {
 		return 0
 	}
-	n := int64(len(r.hashes))
+	n := int64(r.size)
 	q, rest := limit/n, limit%n
 	if rest > 0 && int64(r.rank(low, pos)) < rest {
 		q++
@@ -67,8 +79,8 @@ func (r *rosterView) position(peer uint16) int {
 	return slices.Index(r.peers, peer)
 }
 
-// newView checks and translates a State. Nodes named twice count once.
-func newView(s State, peers *peerTable, self string) *view {
+// newView checks and translates a State. Nodes named twice count once. lists finds what this node stored for leavers.
+func newView(s State, peers *peerTable, self string, lists func(list [32]byte) *bequest) *view {
 	v := &view{horizon: s.HorizonMillis}
 	for _, r := range s.Rosters {
 		rv := rosterView{index: r.Index, from: r.FromMillis, self: -1}
@@ -88,6 +100,7 @@ func newView(s State, peers *peerTable, self string) *view {
 			rv.peers = append(rv.peers, p)
 			rv.hashes = append(rv.hashes, peers.at(p).hash)
 		}
+		rv.size = len(rv.peers)
 		v.rosters = append(v.rosters, rv)
 	}
 	slices.SortStableFunc(v.rosters, func(a, b rosterView) int {
@@ -99,20 +112,24 @@ func newView(s State, peers *peerTable, self string) *view {
 		}
 		return 0
 	})
+	v.takeOver(s.Leaves, peers, self, lists)
 	return v
 }
 
-// older says whether v was read at an earlier log index than w. All of it only ever grows, so any of it regressing tells:
-// the newest reset is never dropped.
+// older says whether v was read at an earlier log index than w. Horizon, newest roster and newest reset only ever grow: the
+// latter are never dropped.
 func (v *view) older(w *view) bool {
-	if v.horizon < w.horizon {
-		return true
-	}
 	if w.gens != nil && (v.gens == nil || v.gens.newest < w.gens.newest) {
 		return true
 	}
-	if len(w.rosters) == 0 {
-		return false
+	// In this order: leaves are dropped by an entry that sets a roster, so that the newest of a later state may be older.
+	return cmp.Or(cmp.Compare(v.horizon, w.horizon), cmp.Compare(v.newest(), w.newest()), cmp.Compare(v.leave, w.leave)) < 0
+}
+
+// newest is the index of the newest roster, 0 for none.
+func (v *view) newest() uint64 {
+	if len(v.rosters) == 0 {
+		return 0
 	}
-	return len(v.rosters) == 0 || v.rosters[len(v.rosters)-1].index < w.rosters[len(w.rosters)-1].index
+	return v.rosters[len(v.rosters)-1].index
 }

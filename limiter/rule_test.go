@@ -51,7 +51,7 @@ func TestRoster_Shares(t *testing.T) {
 		for i := range n {
 			s.Rosters[0].Nodes = append(s.Rosters[0].Nodes, fmt.Sprint("node", i))
 		}
-		r := newView(s, newPeerTable(), "node0").governing(0)
+		r := newView(s, newPeerTable(), "node0", nil).governing(0)
 		for low := range uint64(10) {
 			before := make([]int64, n)
 			for limit := range int64(3*n + 2) {
@@ -78,7 +78,7 @@ func TestView_Governing(t *testing.T) {
 		{Index: 9, FromMillis: 500, Nodes: []string{"c"}},
 		{Index: 2, Nodes: []string{"a"}},
 		{Index: 7, FromMillis: 500, Nodes: []string{"b", "b"}},
-	}}, newPeerTable(), "b")
+	}}, newPeerTable(), "b", nil)
 	for begin, want := range map[int64]uint64{0: 2, 499: 2, 500: 9, 9000: 9} {
 		if got := v.governing(begin); got == nil || got.index != want {
 			t.Errorf("at %d: got %+v, want roster %d", begin, got, want)

@@ -6,6 +6,10 @@ import "slices"
 // the whole log. In a window that begins after all that, one bucket is used in full (I2), Remaining is what
 // the cluster has left (I4), and then refusals ask nobody (I3). Long afterwards everything is forgotten (I5).
 func (s *sim) end() {
+	s.finishLeaves()
+	if len(s.members) == 0 {
+		return
+	}
 	s.calmDown()
 	room := s.opt.perShard == 0
 	b := s.rng.IntN(len(s.buckets))
@@ -54,11 +58,17 @@ func (s *sim) pour(b int, rule Rule) {
 	w := rule.Window * 1000
 	begin := s.now - s.now%w + 3*w
 	s.advance(begin - s.now)
-	members := func(i int) *simNode { return s.nodes[s.members[i%len(s.members)]] }
+	var stay []int // what a member that has left holds its heir has
+	for _, i := range s.members {
+		if !s.nodes[i].left {
+			stay = append(stay, i)
+		}
+	}
+	members := func(i int) *simNode { return s.nodes[stay[i%len(stay)]] }
 	key := s.key(members(0), b, begin)
 	used := func() int64 { return s.at(key).used }
 	quiet := func() {
-		for range 2 { // in large clusters others pass it on
+		for range 2 { // in large clusters others pass it on, those that have left and still run among them
 			for _, i := range s.members {
 				s.news(s.nodes[i])
 			}
@@ -76,7 +86,7 @@ func (s *sim) pour(b int, rule Rule) {
 		case 2:
 			return s.victim // moves on at a refusal
 		}
-		return s.rng.IntN(len(s.members))
+		return s.rng.IntN(len(stay))
 	}
 	patience := min(w/3, 400)
 	looked := false
@@ -97,7 +107,7 @@ func (s *sim) pour(b int, rule Rule) {
 			looked = true
 			s.tick(25)
 			quiet()
-			for _, i := range s.members {
+			for _, i := range stay {
 				m := s.nodes[i]
 				c := s.one(b).charges[0]
 				if v := m.led.peek(s.instant(m), c); v.Remaining != rule.Limit-used() && v.Outcome == Admitted {
@@ -107,21 +117,21 @@ func (s *sim) pour(b int, rule Rule) {
 		}
 	}
 	if got := used(); got*100 < rule.Limit*99 || rule.Limit <= 10 && got != rule.Limit {
-		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d used after %d ms", b, rule, len(s.members), pattern, got, s.now-begin)
+		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d used after %d ms", b, rule, len(stay), pattern, got, s.now-begin)
 	}
 	if used() < rule.Limit || s.now-begin > w/2 {
 		return
 	}
 	// An ask that was never answered, in whatever window, is made good first: one for each pair of nodes at most.
-	waits := make([]int, len(s.members))
-	for range 2 * len(s.members) {
-		if s.now-begin > w-int64(2*len(s.members)+100) {
+	waits := make([]int, len(stay))
+	for range 2 * len(stay) {
+		if s.now-begin > w-int64(2*len(stay)+100) {
 			return // what slides out in the next window is worth waiting for
 		}
-		for i := range s.members {
+		for i := range stay {
 			m := members(i)
 			ask(i)
-			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(s.members), 2) {
+			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(stay), 2) {
 				s.fail("I3: refusals of bucket %d (%+v) at %s go on waiting though all know that everything is used", b, rule, m.id)
 			}
 			s.tick(2)

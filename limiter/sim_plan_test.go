@@ -11,41 +11,45 @@ import (
 type op uint8
 
 const (
-	opAdvance  op = iota // a milliseconds pass
-	opEdge               // time moves to a milliseconds before the next edge of bucket other's window
-	opTake               // a requests at node, or where toX says, for bucket other or someX, by a clock read b milliseconds ago
-	opHorizon            // the leader commits a horizon a milliseconds ahead of its clock
-	opLeader             // node leads from now on
-	opJoin               // node joins the roster, and starts if it never ran
-	opRemove             // node is removed, whether it runs or not
-	opReplace            // node is removed and a new one joins in its place, in one entry
-	opReorder            // the roster is committed anew in another order
-	opLearn              // node applies a more entries of the log
-	opLate               // from now on node learns of entries only by opLearn (a = 1), or as they come (a = 0)
-	opLimit              // bucket other's limit is a from now on
-	opCrash              // kill -9
-	opStart              // node starts as a says (startKeep and others), having lost the last b entries that it applied
-	opClock              // node's clock is a milliseconds ahead of the true time from now on
-	opPause              // node stops; its clock goes on, and what is sent to it waits
-	opResume             // and goes on
-	opCut                // packets from node to other are lost; with a = 1 both ways
-	opSplit              // the nodes are cut in two groups
-	opHeal               // nothing is cut any more
-	opNet                // a per cent of packets are lost, b per cent repeated, other milliseconds delay at most
-	opReplay             // a packets of any age are sent again
-	opNews               // node sends its counters
-	opSweep              // node forgets what has ended
-	opRefund             // node gives back the units of an admitted request
-	opReset              // bucket other is reset
-	opHandBack           // bucket other gets its first name back
-	opForget             // the reset of bucket other is forgotten, if it was handed back long ago
-	opStall              // node's disk takes no mark (a = 1), or does again
-	opDie                // node is killed at the a-th store to its records from now on
+	opAdvance   op = iota // a milliseconds pass
+	opEdge                // time moves to a milliseconds before the next edge of bucket other's window
+	opTake                // a requests at node, or where toX says, for bucket other or someX, by a clock read b milliseconds ago
+	opHorizon             // the leader commits a horizon a milliseconds ahead of its clock
+	opLeader              // node leads from now on
+	opJoin                // node joins the roster, and starts if it never ran
+	opRemove              // node is removed, whether it runs or not
+	opReplace             // node is removed and a new one joins in its place, in one entry
+	opReorder             // the roster is committed anew in another order
+	opLearn               // node applies a more entries of the log
+	opLate                // from now on node learns of entries only by opLearn (a = 1), or as they come (a = 0)
+	opLimit               // bucket other's limit is a from now on
+	opCrash               // kill -9
+	opStart               // node starts as a says (startKeep and others), having lost the last b entries that it applied
+	opClock               // node's clock is a milliseconds ahead of the true time from now on
+	opPause               // node stops; its clock goes on, and what is sent to it waits
+	opResume              // and goes on
+	opCut                 // packets from node to other are lost; with a = 1 both ways
+	opSplit               // the nodes are cut in two groups
+	opHeal                // nothing is cut any more
+	opNet                 // a per cent of packets are lost, b per cent repeated, other milliseconds delay at most
+	opReplay              // a packets of any age are sent again
+	opNews                // node sends its counters
+	opSweep               // node forgets what has ended
+	opRefund              // node gives back the units of an admitted request
+	opReset               // bucket other is reset
+	opHandBack            // bucket other gets its first name back
+	opForget              // the reset of bucket other is forgotten, if it was handed back long ago
+	opStall               // node's disk takes no mark (a = 1), or does again
+	opDie                 // node is killed at the a-th store to its records from now on
+	opDepart              // node leaves for good: from now on it spends and gives nothing
+	opBequeath            // node, which is leaving, hands its list to other; with a = 1 it gets lost on the way
+	opLeave               // one of the lists that node handed over (a from the last one back) is committed with its heir
+	opLoseLists           // node's files with what it inherited are gone
 )
 
 var opNames = [...]string{"advance", "edge", "take", "horizon", "leader", "join", "remove", "replace", "reorder", "learn", "late",
 	"limit", "crash", "start", "clock", "pause", "resume", "cut", "split", "heal", "net", "replay", "news", "sweep", "refund", "reset", "hand back",
-	"forget", "stall", "die"}
+	"forget", "stall", "die", "depart", "bequeath", "leave", "lose lists"}
 
 const (
 	toAttacker = -1 // goes to another node at each refusal
@@ -124,7 +128,7 @@ func (s *sim) do(st step) {
 			n.offset = st.a
 			s.start(n, startKeep)
 		}
-		if !slices.Contains(s.members, n.index) {
+		if !slices.Contains(s.members, n.index) && !n.left {
 			s.members = append(slices.Clone(s.members), n.index)
 			s.commitRoster()
 		}
@@ -215,6 +219,16 @@ func (s *sim) do(st step) {
 		n.stalled = st.a == 1
 	case opDie:
 		n.dying = int(st.a)
+	case opDepart:
+		if runs && len(s.members) > 1 {
+			s.depart(n)
+		}
+	case opBequeath:
+		s.bequeath(n, s.nodes[st.other%len(s.nodes)], st.a == 1)
+	case opLeave:
+		s.commitLeave(n, int(st.a))
+	case opLoseLists:
+		n.lists = nil
 	}
 }
 
@@ -315,6 +329,7 @@ type rates struct {
 	horizons      int // per cent of rounds
 	refunds       int
 	stale         int // per cent of requests' steps
+	leaves        int
 }
 
 func (g *planner) pick(v ...int) int { return v[g.rng.IntN(len(v))] }
@@ -363,6 +378,8 @@ func randomSchedule(seed uint64) *schedule {
 		r.rosters, r.limits, r.clocks = g.pick(0, 0, 5, 20), g.pick(0, 0, 10), g.pick(0, 5, 30)
 		r.resets = g.pick(0, 0, 10, 40)
 		r.stalls, r.refunds, r.stale = g.pick(0, 0, 20), g.pick(0, 30), g.pick(0, 0, 5)
+		r.leaves = g.pick(0, 0, 0, 10, 40)
+		o.anyLeave = g.rng.IntN(4) == 0 // the refusal saves what was inherited, not the limit
 	}
 	o.skew = r.skew
 	for i := range 1 + g.rng.IntN(3) {
@@ -433,6 +450,9 @@ func (g *planner) faults() {
 		if g.rng.IntN(3) == 0 { // the next may follow at once
 			g.add(step{op: opRemove, node: g.rng.IntN(g.total)})
 		}
+	}
+	if g.chance(r.leaves) {
+		g.leave(node)
 	}
 	if g.chance(r.late) {
 		g.add(step{op: opLeader, node: g.rng.IntN(g.total)})
@@ -518,6 +538,85 @@ func (g *planner) offset() int64 {
 		return 0
 	}
 	return g.rng.Int64N(2*g.rates.skew+1) - g.rates.skew
+}
+
+// leave lets node leave, with all that can go wrong on the way; now and then a new one takes its place, or the heir
+// follows.
+func (g *planner) leave(node int) {
+	heir := g.rng.IntN(g.total)
+	pause := func() {
+		switch g.rng.IntN(6) {
+		case 0:
+			g.time()
+		case 1:
+			g.load(g.rng.IntN(7), g.rng.IntN(g.total))
+		case 2:
+			if g.rates.crash > 0 {
+				g.crash(g.pick(node, heir))
+			}
+		}
+	}
+	if g.rng.IntN(2) == 0 && g.total < 200 {
+		g.add(step{op: opJoin, node: g.total, a: g.offset()})
+		if g.rng.IntN(2) == 0 {
+			heir = g.total
+		}
+		g.total++
+	}
+	bucket, ahead := 0, false
+	for i, b := range g.p.opt.buckets {
+		if b.rule.Algorithm == SlidingWindow && b.rule.Window >= 60 {
+			bucket, ahead = i, true
+		}
+	}
+	if ahead = ahead && g.rates.skew > 0 && g.rng.IntN(2) == 0; ahead { // the leaver acts in a window that has not begun for its heir
+		by, edge := 1+g.rng.Int64N(g.rates.skew), int64(0)
+		if by > 6000 && g.rng.IntN(2) == 0 {
+			edge = 5000 // and lies above its heir's mark
+		}
+		g.add(step{op: opClock, node: node, a: by})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 1 + g.rng.Int64N(4)})
+		g.add(step{op: opEdge, other: bucket, a: 1 + edge + g.rng.Int64N(by-edge)})
+		g.add(step{op: opHorizon, a: 10_000})
+		g.add(step{op: opAdvance, a: 1})
+		g.add(step{op: opTake, node: node, other: bucket, a: 1 + g.rng.Int64N(20)})
+	}
+	pause()
+	g.add(step{op: opDepart, node: node})
+	for again := true; again; again = g.rng.IntN(3) == 0 {
+		pause()
+		g.add(step{op: opBequeath, node: node, other: heir, a: int64(g.pick(0, 0, 0, 1))})
+		pause()
+		if g.rng.IntN(4) == 0 {
+			heir = g.rng.IntN(g.total)
+		}
+	}
+	if g.rng.IntN(4) == 0 {
+		return // it is left hanging, or committed by a step of another leave
+	}
+	g.add(step{op: opLeave, node: node, a: int64(g.pick(0, 0, 0, 1, 2))})
+	if ahead {
+		g.add(step{op: opAdvance, a: 1 + g.rng.Int64N(20)})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+	}
+	if g.rng.IntN(6) == 0 && g.rates.crash > 0 {
+		g.add(step{op: opLoseLists, node: heir})
+		g.crash(heir)
+	}
+	if g.rng.IntN(6) == 0 && g.rates.crash > 0 { // it spends what it inherited, and forgets that it did
+		g.add(step{op: opAdvance, a: 1 + g.rng.Int64N(20)})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+		g.add(step{op: opCrash, node: heir})
+		g.add(step{op: opStart, node: heir, a: startReboot})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+	}
+	pause()
+	if g.rng.IntN(2) == 0 {
+		g.add(step{op: opRemove, node: node})
+	}
+	if g.rng.IntN(3) == 0 {
+		g.leave(heir)
+	}
 }
 
 func (g *planner) crash(node int) {

@@ -28,6 +28,7 @@ type simOptions struct {
 	unsafely func(l *ledger)
 	anyBoot  bool // records of another boot are believed
 	lateMark bool // the persisted mark is where the clock is, not ahead of it
+	anyLeave bool // the log takes a leave though its list knows nothing of what the leaver inherited since
 }
 
 type simBucket struct {
@@ -70,6 +71,10 @@ type simNode struct {
 	stalled bool     // its disk takes no mark
 	dying   int      // dies at so many stores to its records from now on, 0 for not
 	corpse  []uint64 // its records when it did
+	leaving bool     // persisted
+	left    bool     // a log entry says so
+	offers  []simOffer
+	lists   map[[32]byte][]byte // what leavers handed over, as stored
 	buffer  []simPacket
 	waiting []*simRequest
 	done    []simRequest // admitted, refundable
@@ -221,6 +226,7 @@ func (s *sim) start(n *simNode, how int) {
 	}
 	n.up, n.paused, n.said = true, false, nil
 	s.raise(n)
+	s.restoreLeaves(n)
 	if n.applied > 0 {
 		n.led.setState(s.log[n.applied-1])
 	}

@@ -35,6 +35,8 @@ type Stats struct {
 	RosterIndex                  uint64
 	RosterNodes                  int
 	Incarnation                  uint64
+	Leaving                      bool // this node leaves for good: it decides nothing any more
+	Inherited                    int  // nodes whose shares this one has now, in windows that may be open
 	Audit                        AuditStats
 }
 
@@ -137,6 +139,7 @@ func (l *Limiter) Stats() Stats {
 	}
 	v := led.view.Load()
 	s.HorizonMillis = v.horizon
+	s.Leaving, s.Inherited = l.left.Load(), len(v.legacies)
 	if n := len(v.rosters); n > 0 {
 		s.RosterIndex, s.RosterNodes = v.rosters[n-1].index, len(v.rosters[n-1].peers)
 	}

@@ -45,6 +45,7 @@ type shard struct {
 	refusals [refusalSlots]refusalNote
 	over     map[auditKey]int64 // grains found over so far; nil as long as nothing was
 	closed   bool               // nothing may be decided or recorded any more
+	left     bool               // this node leaves for good: it spends and gives nothing any more
 }
 
 type shardStats struct {

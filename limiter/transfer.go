@@ -183,21 +183,48 @@ func (b *bucket) name(n int64) bucketName {
 func (l *ledger) ownCounters(sh *shard, v *view, b *bucket, n, limit int64, t instant) counters {
 	s := l.stand(sh, v, b, n, limit, t)
 	c := counters{n: n, limit: limit, base: s.base, net: s.net, charge: s.charge}
+	e, before := l.estates(v, b, n)
+	c.used, c.prevUsed = e.used, before.used
+	// What is inherited others may know of the leaver, and count twice.
+	if e.used > 0 {
+		c.flags |= flagVague
+	}
+	if before.used > 0 {
+		c.flags |= flagPrevVague
+	}
 	// A clock that went back says less than this node has decided by.
 	back := sh.maxMillis > t.ms+l.skewMillis
 	if w := b.find(n); w != nil {
-		c.used = w.used
+		c.used += w.used
 		if w.vague || back {
 			c.flags |= flagVague
 		}
 	}
 	if w := b.find(n - 1); w != nil {
-		c.prevUsed = w.used
+		c.prevUsed += w.used
 		if w.vague || back {
 			c.flags |= flagPrevVague
 		}
 	}
 	return c
+}
+
+// estates is what this node inherited in window n and in the one before.
+func (l *ledger) estates(v *view, b *bucket, n int64) (in, before estate) {
+	return l.estate(v, v.governing(b.span.begin(n)), b, n, b.limit), l.estate(v, v.governing(b.span.begin(n-1)), b, n-1, b.limit)
+}
+
+// ownUsed is what this node and those whose shares it inherited used in window n and in the one before.
+func (l *ledger) ownUsed(v *view, b *bucket, n int64) (used, before int64) {
+	e, eBefore := l.estates(v, b, n)
+	used, before = e.used, eBefore.used
+	if w := b.find(n); w != nil {
+		used += w.used
+	}
+	if w := b.find(n - 1); w != nil {
+		before += w.used
+	}
+	return used, before
 }
 
 // receive takes in one packet of the node named from.
@@ -340,7 +367,7 @@ func (l *ledger) give(sh *shard, v *view, b *bucket, t instant, from uint16, h h
 
 func (l *ledger) rosterSize(v *view, b *bucket, n int64) int {
 	if r := v.governing(b.span.begin(n)); r != nil {
-		return len(r.peers)
+		return r.size
 	}
 	return 1
 }
