@@ -137,6 +137,8 @@ func (a *adminServer) api(mux *http.ServeMux) {
 	mux.Handle("GET /v1/limits/explain", a.read(a.explainGet))
 	mux.Handle("POST /v1/limits/explain", adminChange(a, a.explainPost))
 	mux.Handle("POST /v1/limits/reset", adminChange(a, a.resetLimits))
+	mux.Handle("POST /v1/cluster/remove", adminChange(a, a.removeNode))
+	mux.Handle("POST /v1/cluster/transfer-leader", adminChange(a, a.transferLeader))
 	a.accounts(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {

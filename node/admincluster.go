@@ -27,6 +27,7 @@ type ClusterStatus struct {
 	Horizon     *time.Time   `json:"horizon"` // windows that begin before it may be opened
 	Roster      RosterStatus `json:"roster"`
 	Nodes       []NodeStatus `json:"nodes"`    // by id
+	Leaves      []LeaveEntry `json:"leaves"`   // of nodes whose shares count in windows that may be open
 	Problems    []string     `json:"problems"` // of the cluster as a whole; those of nodes stand there
 }
 
@@ -35,6 +36,12 @@ type RosterStatus struct {
 	Index uint64     `json:"index"` // of its log entry, 0 for none
 	From  *time.Time `json:"from"`  // it governs the windows that begin then or later; null: all
 	Nodes []string   `json:"nodes"`
+}
+
+// LeaveEntry says who has the share of a node that left.
+type LeaveEntry struct {
+	Node string `json:"node"`
+	Heir string `json:"heir"`
 }
 
 // NodeStatus is one member.
@@ -59,7 +66,7 @@ func (a *adminServer) cluster(r *http.Request) (any, error) { return a.node.clus
 func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 	s := ClusterStatus{
 		Cluster: n.cfg.Cluster, ClusterID: n.clusterID(), AnsweredBy: n.data.NodeID, Leader: n.LeaderID(),
-		Nodes: []NodeStatus{}, Problems: []string{}, Roster: RosterStatus{Nodes: []string{}},
+		Nodes: []NodeStatus{}, Leaves: []LeaveEntry{}, Problems: []string{}, Roster: RosterStatus{Nodes: []string{}},
 	}
 	limits := n.fsm.Limiter()
 	if limits.Horizon != 0 {
@@ -71,6 +78,9 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 		if newest.From != 0 {
 			s.Roster.From = unixMillis(newest.From)
 		}
+	}
+	for _, l := range limits.Leaves {
+		s.Leaves = append(s.Leaves, LeaveEntry{Node: l.Leaver, Heir: l.Heir})
 	}
 	members := n.members()
 	k := n.consensus.Load()

@@ -203,6 +203,7 @@ var refusalTexts = map[limiter.Reason]string{
 	limiter.ReasonRoom:     "there is nowhere left to count",
 	limiter.ReasonOpenNext: "the node's clock was ahead: it acted in the next window already",
 	limiter.ReasonClosed:   "the node is being shut down",
+	limiter.ReasonLeft:     "the node leaves the cluster for good",
 }
 
 func (a *adminServer) explainGet(r *http.Request) (any, error) {

@@ -210,6 +210,9 @@ func limiterState(l state.LimiterState, resets []state.Reset) limiter.State {
 	for i, r := range l.Rosters {
 		out.Rosters[i] = limiter.Roster{Index: r.Index, FromMillis: r.From, Nodes: r.Nodes}
 	}
+	for _, f := range l.Leaves {
+		out.Leaves = append(out.Leaves, limiter.Leave{Index: f.Index, Leaver: f.Leaver, Heir: f.Heir, MarkMillis: f.Mark, List: [32]byte(f.List)})
+	}
 	if len(resets) > 0 {
 		out.Resets = make([]limiter.Reset, len(resets))
 		for i, r := range resets {

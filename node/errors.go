@@ -23,6 +23,9 @@ var (
 	ErrOtherKey = errors.New("the key for secrets at rest is not the cluster's")
 	// ErrRemoved: the cluster removed this node from its configuration.
 	ErrRemoved = errors.New("this node was removed from the cluster")
+	// ErrLeft: this data directory is of a node that left the cluster for good; another node has its shares. Empty it and
+	// join as a new one.
+	ErrLeft = errors.New("this node has left the cluster for good")
 	// ErrWeakSecret: a secret is too short or too plain to be one. `sluice secret new` prints a good one.
 	ErrWeakSecret = errors.New("weak secret")
 )

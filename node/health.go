@@ -110,6 +110,10 @@ func (n *Node) checkLimiter() authapi.HealthCheck {
 		c.Err = errors.New("its mark cannot be written")
 		return c
 	}
+	if stats.Leaving {
+		c.Err = errors.New("this node leaves the cluster")
+		return c
+	}
 	c.Degraded = limiterTrouble(&stats, n.cfg.Limits.MaxBuckets)
 	return c
 }

@@ -22,6 +22,7 @@ const (
 	identityFile  = "identity.json"
 	formationFile = "formation.json"
 	memberFile    = "member.json"
+	leftFile      = "left.json"
 	stateDir      = "state"
 	raftDir       = "raft"
 	limiterDir    = "limiter"
@@ -97,6 +98,12 @@ func openDataDir(path string, now time.Time) (_ *dataDir, err error) {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
 	d := &dataDir{path: path, lock: lock}
+	var left leftMark
+	if gone, err := d.read(leftFile, &left); err != nil {
+		return nil, err
+	} else if gone {
+		return nil, fmt.Errorf("%w at %s: empty %s, and let it join as a new node", ErrLeft, time.UnixMilli(left.LeftAt).UTC().Format(time.RFC3339), path)
+	}
 	found, err := d.read(identityFile, &d.identity)
 	if err != nil {
 		return nil, err
@@ -185,6 +192,18 @@ func (d *dataDir) membership() (*membership, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// leftMark says that the node left its cluster for good.
+type leftMark struct {
+	Version int    `json:"version"`
+	Heir    string `json:"heir"` // "" for none
+	LeftAt  int64  `json:"left_at"`
+}
+
+// setLeft persists that nothing in the directory is to be used again.
+func (d *dataDir) setLeft(heir string, now time.Time) error {
+	return d.write(leftFile, &leftMark{Version: 1, Heir: heir, LeftAt: now.UnixMilli()})
 }
 
 // setFormation persists the agreed configuration.

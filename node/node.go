@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -80,6 +81,10 @@ type Node struct {
 	ready  chan struct{}
 
 	serveErr  chan error // the public listener's end
+	leaving   leaving
+	heir      *heir
+	serveOnce sync.Once
+	stopErr   error
 	drainOnce sync.Once
 	drainErr  error
 	closeOnce sync.Once
@@ -106,7 +111,7 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
 		book: newAddressBook(), clocks: newClocks(o.clock),
-		ready: make(chan struct{}), serveErr: make(chan error, 1),
+		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)},
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.limits.now = o.clock
@@ -173,6 +178,12 @@ func (n *Node) openStores() error {
 	}
 	n.log = nodeLogger(n.opts.logger, n.data.NodeID, n.cfg.Name)
 	n.creds, err = newDerivedCredentials(n.keys, PeerIdentity{NodeID: n.data.NodeID, Cluster: n.cfg.Cluster}, n.opts.clock)
+	if err != nil {
+		return err
+	}
+	n.heir, err = newHeir(n.data, func(leaver string, list [32]byte, r io.Reader) error {
+		return n.limits.limiter.Load().StoreBequest(leaver, list, r)
+	})
 	if err != nil {
 		return err
 	}
@@ -302,6 +313,7 @@ func (n *Node) form(ctx context.Context) error {
 	n.wg.Go(func() { o.run(ctx) })
 	n.wg.Go(func() { n.announce(ctx) })
 	n.wg.Go(func() { n.watchRemoval(ctx, k) })
+	n.wg.Go(func() { n.leaveLoop(ctx) })
 	if err := n.finishJoin(ctx, k, found); err != nil {
 		return err
 	}
@@ -357,6 +369,7 @@ func (n *Node) startLimiter(ctx context.Context) error {
 			n.limits.limiter.Store(l)
 			// The state may have moved between the reading and the publishing: from here on followState sees to it.
 			n.tellLimiter()
+			n.resumeLeaving(l)
 			return nil
 		}
 		// Only the first leader of a new cluster is waited for.
@@ -424,7 +437,7 @@ func (n *Node) watchRemoval(ctx context.Context, k *consensus) {
 	for {
 		changed := k.leadership.wait()
 		if k.raft.State() == raft.Shutdown {
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !n.leaving.begun() {
 				n.fail(ErrRemoved)
 			}
 			return
@@ -472,9 +485,9 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 // Done is closed when the node has failed or was closed; Err says why.
 func (n *Node) Done() <-chan struct{} { return n.ctx.Done() }
 
-// Err is what ended the node, nil while it runs and after a plain Close.
+// Err is what ended the node, nil while it runs, after a plain Close and after it left the cluster.
 func (n *Node) Err() error {
-	if err := context.Cause(n.ctx); err != nil && !errors.Is(err, errClosed) {
+	if err := context.Cause(n.ctx); err != nil && !errors.Is(err, errClosed) && !errors.Is(err, errLeft) {
 		return err
 	}
 	return nil

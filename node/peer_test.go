@@ -276,7 +276,13 @@ func (f *fakeService) heard(a nodeAddr) {
 func (f *fakeService) serveForward(_ context.Context, caller string, envelope []byte) (state.Result, error) {
 	return f.forward(caller, envelope)
 }
-func (f *fakeService) serveApplied(context.Context, uint64) error { return nil }
+func (f *fakeService) serveApplied(context.Context, uint64) error                   { return nil }
+func (f *fakeService) serveLeave(context.Context, string, leaveRequest) error       { return nil }
+func (f *fakeService) serveRemove(context.Context, string, removeRequest) error     { return nil }
+func (f *fakeService) serveTransfer(context.Context, string, transferRequest) error { return nil }
+func (f *fakeService) serveBequest(context.Context, string, bequestPart) (bequestReply, error) {
+	return bequestReply{}, nil
+}
 
 func (f *fakeService) serveBarrier(context.Context, string, time.Duration) (uint64, error) {
 	return 42, nil

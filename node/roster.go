@@ -185,11 +185,15 @@ func (o *office) keepNodes(ctx context.Context, servers []member) error {
 // on every node. since is when this term began.
 func (o *office) keepRoster(ctx context.Context, servers []member, since time.Time) error {
 	var previous state.Roster
-	rosters := o.k.fsm.Limiter().Rosters
-	if len(rosters) > 0 {
-		previous = rosters[len(rosters)-1]
+	limits := o.k.fsm.Limiter()
+	if l := len(limits.Rosters); l > 0 {
+		previous = limits.Rosters[l-1]
 	}
 	next := o.wanted(servers, previous, since)
+	// A node that left for good has an heir.
+	next = slices.DeleteFunc(next, func(id string) bool {
+		return slices.ContainsFunc(limits.Leaves, func(l state.LeaveInfo) bool { return l.Leaver == id })
+	})
 	if len(next) == 0 || slices.Equal(next, previous.Nodes) {
 		return nil
 	}

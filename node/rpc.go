@@ -123,6 +123,11 @@ type peerService interface {
 	serveApplied(ctx context.Context, index uint64) error
 	// serveExplain tells how buckets stand on this node.
 	serveExplain(req explainRequest) (explainReply, error)
+	// serveLeave makes the node leave for good; it returns once that has begun.
+	serveLeave(ctx context.Context, caller string, req leaveRequest) error
+	serveBequest(ctx context.Context, caller string, part bequestPart) (bequestReply, error)
+	serveRemove(ctx context.Context, caller string, req removeRequest) error
+	serveTransfer(ctx context.Context, caller string, req transferRequest) error
 }
 
 var rpcDecoding = func() cbor.DecMode {
@@ -150,6 +155,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("POST "+pathJoin, s.join)
 	mux.HandleFunc("GET "+pathApplied, s.applied)
 	mux.HandleFunc("POST "+pathExplain, s.explain)
+	s.registerLeave(mux)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{

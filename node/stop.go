@@ -8,7 +8,7 @@ import (
 )
 
 // Run waits until ctx ends, then drains and closes the node; or until the node fails, and closes it. The error is the
-// failure's, nil after a clean end.
+// failure's, nil after a clean end, which leaving the cluster is as well.
 func (n *Node) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -24,19 +24,7 @@ func (n *Node) Run(ctx context.Context) error {
 // finished in time; ctx cuts all of it short.
 func (n *Node) Drain(ctx context.Context) error {
 	n.drainOnce.Do(func() {
-		n.draining.Store(true)
-		n.log.Info("draining")
-		n.api.SetDraining()
-		if delay := time.Duration(n.cfg.HTTP.DrainDelay); delay > 0 {
-			select {
-			case <-time.After(delay):
-			case <-ctx.Done():
-			case <-n.ctx.Done():
-			}
-		}
-		timeout, cancel := context.WithTimeout(ctx, time.Duration(n.cfg.HTTP.DrainTimeout))
-		defer cancel()
-		errs := []error{n.shutdownAPI(timeout)}
+		errs := []error{n.stopServing(ctx)}
 		if k := n.consensus.Load(); k != nil {
 			timeout, cancel := context.WithTimeout(ctx, 5*time.Second)
 			defer cancel()
@@ -50,6 +38,26 @@ func (n *Node) Drain(ctx context.Context) error {
 		n.drainErr = errors.Join(errs...)
 	})
 	return n.drainErr
+}
+
+// stopServing makes the node unready and finishes its requests. It is idempotent.
+func (n *Node) stopServing(ctx context.Context) error {
+	n.serveOnce.Do(func() {
+		n.draining.Store(true)
+		n.log.Info("draining")
+		n.api.SetDraining()
+		if delay := time.Duration(n.cfg.HTTP.DrainDelay); delay > 0 {
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+			case <-n.ctx.Done():
+			}
+		}
+		timeout, cancel := context.WithTimeout(ctx, time.Duration(n.cfg.HTTP.DrainTimeout))
+		defer cancel()
+		n.stopErr = n.shutdownAPI(timeout)
+	})
+	return n.stopErr
 }
 
 func (n *Node) shutdownAPI(ctx context.Context) error {
