@@ -98,3 +98,52 @@ func TestAdminClient_Errors(t *testing.T) {
 		}
 	}
 }
+
+func TestCluster_RemoveTransferAdd(t *testing.T) {
+	t.Parallel()
+	address := adminOf(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/cluster" {
+			fmt.Fprint(w, `{"cluster":"prod","nodes":[{"alive":true,"peer_address":"10.0.0.1:7100"},{"peer_address":"10.0.0.2:7100"}]}`)
+			return
+		}
+		var in struct {
+			Node  string
+			Force bool
+		}
+		if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
+		}
+		switch {
+		case r.URL.Path == "/v1/cluster/transfer-leader":
+			fmt.Fprintf(w, `{"leader":"nod_b"}`)
+		case in.Node == "node9":
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"status":404,"code":"not_found","detail":"no member"}`)
+		case in.Force:
+			fmt.Fprintf(w, `{"node":%q,"heir":""}`, in.Node)
+		default:
+			fmt.Fprintf(w, `{"node":%q,"heir":"nod_b"}`, in.Node)
+		}
+	})
+	for _, test := range []struct {
+		args   []string
+		code   int
+		stdout string
+		stderr string
+	}{
+		{[]string{"remove", "nod_a"}, exitDone, "nod_a has left; nod_b has its share\n", ""},
+		{[]string{"remove", "nod_a", "--force"}, exitDone, "nod_a is removed; its share comes back", ""},
+		{[]string{"remove", "nod_a", "--output", "json"}, exitDone, `"heir": "nod_b"`, ""},
+		{[]string{"remove", "node9"}, exitFailed, "", "not_found: no member"},
+		{[]string{"remove"}, exitUsage, "", "expected"},
+		{[]string{"transfer-leader"}, exitDone, "nod_b leads\n", ""},
+		{[]string{"transfer-leader", "nod_b"}, exitDone, "nod_b leads\n", ""},
+		{[]string{"add"}, exitDone, "cluster = \"prod\"\njoin = [\"10.0.0.1:7100\"]\n", ""},
+	} {
+		stdout, stderr, code := program(t, nil, append(append([]string{"cluster"}, test.args...), "--admin", address)...)
+		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {
+			t.Errorf("%v: code %d, %s%s; want %d, %s%s", test.args, code, stdout, stderr, test.code, test.stdout, test.stderr)
+		}
+	}
+}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -12,8 +14,11 @@ import (
 )
 
 type clusterCommand struct {
-	Status           clusterStatusCommand `cmd:"" help:"Show the nodes, who leads, and what is wrong."`
-	RotateSigningKey clusterRotateCommand `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
+	Status           clusterStatusCommand   `cmd:"" help:"Show the nodes, who leads, and what is wrong."`
+	Add              clusterAddCommand      `cmd:"" help:"Print what a new node's configuration needs to join."`
+	Remove           clusterRemoveCommand   `cmd:"" help:"Let a node leave for good, handing over what it holds; remove a dead one."`
+	TransferLeader   clusterTransferCommand `cmd:"" name:"transfer-leader" help:"Hand the leadership to another node."`
+	RotateSigningKey clusterRotateCommand   `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
 }
 
 type clusterStatusCommand struct {
@@ -62,6 +67,9 @@ func writeClusterStatus(w io.Writer, s node.ClusterStatus) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
+	for _, l := range s.Leaves {
+		fmt.Fprintf(w, "%s has left; %s has its share in windows that were open\n", l.Node, l.Heir)
+	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "! %s\n", p)
 	}
@@ -85,4 +93,107 @@ func yesNo(b bool) string {
 		return "yes"
 	}
 	return "no"
+}
+
+type clusterAddCommand struct {
+	adminFlags
+}
+
+// joinAdvice is what a new node's configuration needs.
+type joinAdvice struct {
+	Cluster string   `json:"cluster"`
+	Join    []string `json:"join"`
+}
+
+// Run prints a piece of configuration: a node joins by itself, once it is started with it.
+func (c *clusterAddCommand) Run(ctx context.Context, env environment) error {
+	client, err := c.client(env)
+	if err != nil {
+		return err
+	}
+	ctx, cancel, err := c.context(ctx, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	var status node.ClusterStatus
+	if err := client.get(ctx, "/v1/cluster", nil, &status); err != nil {
+		return err
+	}
+	advice := joinAdvice{Cluster: status.Cluster, Join: []string{}}
+	for _, n := range status.Nodes {
+		if n.Alive && n.PeerAddress != "" {
+			advice.Join = append(advice.Join, n.PeerAddress)
+		}
+	}
+	if len(advice.Join) == 0 {
+		return errors.New("no node answers that a new one could ask")
+	}
+	return c.print(env, advice, func(w io.Writer) error {
+		fmt.Fprintf(w, "# In the new node's configuration, in place of initial_members, with the same two secrets as everywhere and an\n")
+		fmt.Fprintf(w, "# empty data_dir; then start it. It votes once it has caught up.\n")
+		quoted := make([]string, len(advice.Join))
+		for i, address := range advice.Join {
+			quoted[i] = strconv.Quote(address)
+		}
+		_, err := fmt.Fprintf(w, "cluster = %q\njoin = [%s]\n", advice.Cluster, strings.Join(quoted, ", "))
+		return err
+	})
+}
+
+type clusterRemoveCommand struct {
+	Node  string `arg:"" help:"Its id, or its name where no other has it."`
+	Force bool   `help:"Remove it though the rest loses its majority, or though it does not hand over what it holds."`
+	adminFlags
+}
+
+// Run waits until the node is gone.
+func (c *clusterRemoveCommand) Run(ctx context.Context, env environment) error {
+	client, err := c.client(env)
+	if err != nil {
+		return err
+	}
+	ctx, cancel, err := c.context(ctx, 3*time.Minute)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	var removed node.RemovedNode
+	if err := client.post(ctx, "/v1/cluster/remove", node.RemoveNode{Node: c.Node, Force: c.Force}, &removed); err != nil {
+		return err
+	}
+	return c.print(env, removed, func(w io.Writer) error {
+		if removed.Heir == "" {
+			_, err := fmt.Fprintf(w, "%s is removed; its share comes back in windows that begin from now on\n", removed.Node)
+			return err
+		}
+		_, err := fmt.Fprintf(w, "%s has left; %s has its share\n", removed.Node, removed.Heir)
+		return err
+	})
+}
+
+type clusterTransferCommand struct {
+	Node string `arg:"" optional:"" help:"Who is to lead, by id or name; the most advanced of the others, unless given."`
+	adminFlags
+}
+
+// Run waits until the new leader is seen.
+func (c *clusterTransferCommand) Run(ctx context.Context, env environment) error {
+	client, err := c.client(env)
+	if err != nil {
+		return err
+	}
+	ctx, cancel, err := c.context(ctx, 30*time.Second)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	var moved node.TransferredLeader
+	if err := client.post(ctx, "/v1/cluster/transfer-leader", node.TransferLeader{Node: c.Node}, &moved); err != nil {
+		return err
+	}
+	return c.print(env, moved, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "%s leads\n", moved.Leader)
+		return err
+	})
 }
