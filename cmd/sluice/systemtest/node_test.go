@@ -173,17 +173,21 @@ func nodeSetting(t *testing.T, c *cluster, node int, table string) string {
 	return address
 }
 
-// TestJoin adds a fourth node to a running cluster, by a file that names one of the others.
-func TestJoin(t *testing.T) {
-	c := startCluster(t, options{})
-	a := register(t, c.urls[0])
-	key := a.newKey(t, c.urls[0], 0, "triggers:read")
-
-	text, err := os.ReadFile(filepath.Join(c.dir, "node3.toml"))
+// join starts one more node, the next by number, which asks the node by for the cluster, and waits until it is ready.
+func (c *cluster) join(t *testing.T, by int) (node int) {
+	t.Helper()
+	node = len(c.urls) + 1
+	last := node - 1
+	text, err := os.ReadFile(filepath.Join(c.dir, fmt.Sprintf("node%d.toml", last)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	replacements := []string{"node3", "node4", "initial_members = [", "join = [\"" + nodeSetting(t, c, 2, "peer") + "\"]\n#"}
+	before, rest, _ := strings.Cut(string(text), "initial_members = [")
+	if rest == "" {
+		before, rest, _ = strings.Cut(string(text), "join = [")
+	}
+	_, rest, _ = strings.Cut(rest, "\n")
+	replacements := []string{fmt.Sprintf("\"node%d\"", last), fmt.Sprintf("\"node%d\"", node)}
 	starting.Lock()
 	defer starting.Unlock()
 	port, err := consecutivePorts(4)
@@ -191,14 +195,25 @@ func TestJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, table := range []string{"http", "peer", "gossip", "admin"} {
-		replacements = append(replacements, "listen = \""+nodeSetting(t, c, 3, table)+"\"", fmt.Sprintf("listen = \"127.0.0.1:%d\"", port+i))
+		replacements = append(replacements, "listen = \""+nodeSetting(t, c, last, table)+"\"", fmt.Sprintf("listen = \"127.0.0.1:%d\"", port+i))
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, "node4.toml"), []byte(strings.NewReplacer(replacements...).Replace(string(text))), 0o600); err != nil {
+	joins := before + "join = [\"" + nodeSetting(t, c, by, "peer") + "\"]\n" + rest
+	if err := os.WriteFile(filepath.Join(c.dir, fmt.Sprintf("node%d.toml", node)), []byte(strings.NewReplacer(replacements...).Replace(joins)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.urls = append(c.urls, fmt.Sprintf("http://127.0.0.1:%d", port))
-	c.startNode(t, 4)
-	c.waitReadyz(t, 4, 2*readyWithin)
+	c.startNode(t, node)
+	c.waitReadyz(t, node, 2*readyWithin)
+	return node
+}
+
+// TestJoin adds a fourth node to a running cluster, by a file that names one of the others.
+func TestJoin(t *testing.T) {
+	c := startCluster(t, options{})
+	a := register(t, c.urls[0])
+	key := a.newKey(t, c.urls[0], 0, "triggers:read")
+
+	c.join(t, 2)
 	must(t, c.urls[3], request{path: "/api/v1/triggers", key: key.secret, address: a.address}, http.StatusOK)
 	b := register(t, c.urls[3])
 	fresh := b.newKey(t, c.urls[3], 0, "triggers:read")
