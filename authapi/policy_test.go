@@ -100,7 +100,7 @@ func TestPolicies_SpendFromAllOrNone(t *testing.T) {
 	}
 	// Two policies refuse a request of two units; Retry-After is the longer wait, and both are named.
 	a = e.do("GET", "/api/v1/auth/verify?cost=2", "", "X-API-Key", key)
-	day := int64(86_400 - (start.Unix()+2)%86_400)
+	day := 86_400 - (start.Unix()+2)%86_400
 	if p := a.problem(t); a.status != 429 || p.RetryAfter != day || a.header.Get("Retry-After") != fmt.Sprint(day) || !strings.Contains(a.body, `"violated-policies":["second","day"]`) {
 		t.Fatalf("status %d, Retry-After %q, want 429 and %d; body %s", a.status, a.header.Get("Retry-After"), day, a.body)
 	}

@@ -185,8 +185,9 @@ func FuzzReadBequest(f *testing.F) {
 		}
 		for _, i := range q.lists {
 			for _, e := range *i.entries.Load() {
-				i.covers(e.span, e.n)
-				e.span.end(e.n + 1)
+				if i.covers(e.span, e.n) && (e.span.end(e.n+1) <= e.span.begin(e.n) || e.used < 0) {
+					t.Fatalf("covers %+v", e)
+				}
 			}
 		}
 	})

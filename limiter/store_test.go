@@ -244,7 +244,8 @@ func TestPacked_RoundTrip(t *testing.T) {
 				seq: rng.Uint64() >> rng.IntN(64), owing: rng.IntN(3) == 0, peer: uint16(rng.IntN(maxPeers)), denied: uint8(rng.IntN(2) * rng.IntN(9)), flags: uint8(rng.IntN(4))}
 			k.net, k.charge = k.used, k.prevUsed
 			if rng.IntN(2) == 0 {
-				k.net, k.charge, k.prevUsed = grain()-grain(), grain(), grain()
+				held := grain()
+				k.net, k.charge, k.prevUsed = grain()-held, grain(), grain()
 			}
 			if rng.IntN(2) == 0 {
 				k.limit = b.limit

@@ -17,9 +17,10 @@ import (
 func adminCall(t *testing.T, m *nodetest.Member, path string, body, out any) (problem node.AdminProblem) {
 	t.Helper()
 	address := "http://" + m.Node.AdminAddr().String() + path
-	method, data, err := http.MethodGet, []byte(nil), error(nil)
+	method, data := http.MethodGet, []byte(nil)
 	if body != nil {
 		method = http.MethodPost
+		var err error
 		if data, err = json.Marshal(body); err != nil {
 			t.Fatal(err)
 		}

@@ -359,8 +359,8 @@ rules = [{ methods = ["*"] }]
 	if err != nil || len(cfg.Limits.Policies) != 1 || cfg.Limits.Policies[0].Limit != 3 || cfg.Limits.Policies[0].Window != Duration(time.Hour) {
 		t.Errorf("the list by environment: %v %+v", err, cfg.Limits.Policies)
 	}
-	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["adress"], limit = 3, window = "1h" }]`))
-	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, not \"adress\": did you mean address?") {
+	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["keyy"], limit = 3, window = "1h" }]`))
+	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, not \"keyy\": did you mean key?") {
 		t.Errorf("a mistake in the environment: %v", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,7 +43,7 @@ func TestHeir_TakesPartsInOrder(t *testing.T) {
 		for i := range whole {
 			whole[i] = byte(rng.Uint32())
 		}
-		list := sha256.Sum256(append(whole, byte(round)))
+		list := sha256.Sum256(append(slices.Clone(whole), byte(round)))
 		stored, got = 0, nil
 		var offset int64
 		for steps := 0; ; steps++ {

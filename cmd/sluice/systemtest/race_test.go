@@ -44,7 +44,8 @@ func TestRegister_OneOfTwo(t *testing.T) {
 			return request{method: "POST", path: "/api/v1/auth/register", address: newAddress(),
 				body: map[string]any{"username": name, "email": email + "@example.com", "password": "seven lamps by the tide"}}
 		}
-		taken, first, second := "username_taken", request{}, request{}
+		taken := "username_taken"
+		var first, second request
 		if try%2 == 0 {
 			name := unique("twice")
 			first, second = person(name, unique("mail")), person(name, unique("mail"))
