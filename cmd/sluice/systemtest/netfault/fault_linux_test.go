@@ -16,6 +16,7 @@ const (
 	writesWithin   = 5 * time.Second        // after a fault is over, and for a majority after it began
 	holdsConnected = 200 * time.Millisecond // a revocation, on connected nodes
 	holdsAnywhere  = maxStaleness + 500*time.Millisecond
+	recoversWithin = 2 * time.Second // a node that was cut off or paused honours credentials again
 	// The use of a limit, after a fault. The node has to find the others again (gossip looks every 10 s for those that it lost
 	// sight of), and what was lost with a process is lost for the window under way and, by its weight, for the next one.
 	completeWithin = 10*time.Second + 2*anonymousWindow + time.Second
@@ -32,6 +33,8 @@ type fault struct {
 	lasts time.Duration
 	// pause says that the suspects are stopped meanwhile: what they were asked then they decide when they go on.
 	pause bool
+	// alone says that the suspects can confirm nothing meanwhile: they must refuse all credentials.
+	alone bool
 }
 
 func mendAll(t *testing.T, _ *cluster) { t.Helper(); mend(t) }
@@ -69,13 +72,13 @@ func pauseNode(pick func(leader int) int) (inject func(*testing.T, *cluster, int
 
 func faults() []fault {
 	list := []fault{
-		{name: "follower cut off", lasts: partitionLasts, heal: mendAll,
+		{name: "follower cut off", lasts: partitionLasts, heal: mendAll, alone: true,
 			inject: func(t *testing.T, _ *cluster, leader int) []int { return isolate(t, follower(leader), true, true) }},
-		{name: "leader cut off", lasts: partitionLasts, heal: mendAll,
+		{name: "leader cut off", lasts: partitionLasts, heal: mendAll, alone: true,
 			inject: func(t *testing.T, _ *cluster, leader int) []int { return isolate(t, leader, true, true) }},
-		{name: "follower hears nobody", lasts: partitionLasts, heal: mendAll,
+		{name: "follower hears nobody", lasts: partitionLasts, heal: mendAll, alone: true,
 			inject: func(t *testing.T, _ *cluster, leader int) []int { return isolate(t, follower(leader), true, false) }},
-		{name: "leader is heard by nobody", lasts: partitionLasts, heal: mendAll,
+		{name: "leader is heard by nobody", lasts: partitionLasts, heal: mendAll, alone: true,
 			inject: func(t *testing.T, _ *cluster, leader int) []int { return isolate(t, leader, false, true) }},
 		{name: "leader and a follower cut, the third sees both", lasts: partitionLasts, heal: mendAll,
 			inject: func(t *testing.T, _ *cluster, leader int) []int {
@@ -173,6 +176,35 @@ func checkRevoked(t *testing.T, answers []answer, r *revocation, within func(nod
 	}
 }
 
+// checkFresh follows a good key at a node that was cut off or stopped: it is refused with 503 once the node cannot know any
+// more that the key is good, and honoured again soon after the end of the fault.
+func checkFresh(t *testing.T, answers []answer, good *bucket, node int, f fault, faulty, healed time.Time) {
+	t.Helper()
+	refused, again := 0, time.Duration(-1)
+	for _, a := range answers {
+		if a.bucket != good || a.node != node {
+			continue
+		}
+		switch {
+		case f.alone && a.sent.After(faulty.Add(holdsAnywhere)) && a.got.Before(healed):
+			if a.status != http.StatusServiceUnavailable {
+				t.Errorf("node%d answers %d to a key %v after it was cut off", node, a.status, a.sent.Sub(faulty))
+				return
+			}
+			refused++
+		case a.sent.After(healed) && a.status == http.StatusOK && (again < 0 || a.got.Sub(healed) < again):
+			again = a.got.Sub(healed)
+		}
+	}
+	t.Logf("node%d refused a good key %d times, and honoured it again after %v", node, refused, again)
+	if f.alone && refused == 0 {
+		t.Errorf("node%d was not asked: this proves nothing", node)
+	}
+	if again < 0 || again > recoversWithin {
+		t.Errorf("node%d honours a key %v after the end of the fault, want %v at most", node, again, recoversWithin)
+	}
+}
+
 // suffer runs one fault under load and checks everything that is promised.
 func suffer(t *testing.T, c *cluster, a account, f fault) {
 	c.waitReady(t, 10*time.Second)
@@ -224,6 +256,11 @@ func suffer(t *testing.T, c *cluster, a account, f fault) {
 		return holdsConnected
 	}, paused)
 	checkRevoked(t, answers, after, func(int) time.Duration { return holdsConnected }, paused)
+	for node := range hurt {
+		if f.alone || f.pause {
+			checkFresh(t, answers, after.bucket, node, f, faulty, healed)
+		}
+	}
 	c.audited(t, false)
 }
 
