@@ -20,7 +20,8 @@ func narrows(cmd state.Command, result state.Result) bool {
 	}
 	switch cmd.(type) {
 	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket,
-		state.DeleteOrg, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan, state.DeleteUser, state.SetUserDisabled:
+		state.DeleteOrg, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan, state.DeleteUser, state.SetUserDisabled,
+		state.RevokeKeyBySecret:
 		return true
 	case state.RefreshSession:
 		return result.Outcome == state.OutcomeReused

@@ -245,6 +245,10 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return deleteUser(b, c)
 	case state.SetUserDisabled:
 		return setUserDisabled(b, c)
+	case state.RecordKeyUse:
+		return recordKeyUse(b, c)
+	case state.RevokeKeyBySecret:
+		return revokeKeyBySecret(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -47,7 +47,7 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 		}
 		events := []state.AuditEvent{event(string(rune('a'+i%26))+string(rune('a'+i/26%26))+string(rune('a'+i/676)), pick("org_", 6), pick("kind.", 3), now)}
 		var c state.Command
-		switch random.IntN(26) {
+		switch random.IntN(28) {
 		case 0:
 			c = registration(pick("", 6), now)
 		case 1:
@@ -93,6 +93,10 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 			}
 		case 21:
 			c = state.Leave{Leaver: pick("node_", 8), Heir: pick("node_", 8), List: hash("list"), Mark: now, Applied: uint64(random.IntN(i))}
+		case 22:
+			c = state.RecordKeyUse{Keys: []state.KeyUses{{KeyID: pick("key_", 20), At: now, IP: pick("192.0.2.", 3), Count: int64(random.IntN(3))}, {KeyID: pick("key_", 20), At: now}}}
+		case 23:
+			c = state.RevokeKeyBySecret{Hash: secret(), At: now, Previous: random.IntN(2) == 0, Audit: events}
 		default:
 			c = randomOrgChange(random, now, events)
 		}

@@ -22,7 +22,8 @@ const (
 	prefixKey            = 'k' // k<key> -> APIKey, LastUsedAt left 0
 	prefixKeyHash        = 'h' // h<hash> -> key; present and previous secret
 	prefixOrgKey         = 'K' // K<org> 0 <key>; keys that are not revoked
-	prefixKeyUse         = 't' // t<key> -> time of last use
+	prefixKeyUse         = 't' // t<key> -> time of last use, of before there was KeyUsage
+	prefixKeyUsage       = 'T' // T<key> -> KeyUsage
 	prefixSession        = 's' // s<session> -> Session
 	prefixUserSession    = 'S' // S<user> 0 <session>; sessions that have not ended
 	prefixSessionEnd     = 'x' // x<time><session>; time is EndedAt, or ExpiresAt while not ended

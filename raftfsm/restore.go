@@ -189,6 +189,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.Membership))
 	case prefixKey:
 		err = state.Unmarshal(value, new(state.APIKey))
+	case prefixKeyUsage:
+		err = state.Unmarshal(value, new(state.KeyUsage))
 	case prefixSession:
 		err = state.Unmarshal(value, new(state.Session))
 	case prefixSigningKey:

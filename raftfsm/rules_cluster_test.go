@@ -193,6 +193,8 @@ func TestAudit_FilterCursorAndPrune(t *testing.T) {
 		// Ids do not rise with time: two nodes' clocks differ, and the order is that of the times.
 		e := event(fmt.Sprintf("%02d", (i*7)%40), []string{"org_a", "org_b", ""}[i%3], []string{"api_key.created", "api_key.revoked", "session.created"}[i%3], int64(1000+i/2))
 		e.ActorID = []string{"usr_1", "usr_2"}[i%2]
+		e.SubjectID = []string{"key_1", "key_2", "key_3", ""}[i%4]
+		e.Result = []string{"success", "failure", "success", "denied", "success"}[i%5]
 		events = append(events, e)
 	}
 	for _, chunk := range slices.Collect(slices.Chunk(events, 10)) {
@@ -220,12 +222,16 @@ func TestAudit_FilterCursorAndPrune(t *testing.T) {
 		"span":     {Since: 1005, Until: 1012, OrganizationID: "org_b"},
 		"nothing":  {OrganizationID: "org"},
 		"no group": {Event: "api*"},
+		"subject":  {SubjectID: "key_2"},
+		"result":   {Result: "denied"},
+		"both":     {SubjectID: "key_1", Result: "success", OrganizationID: "org_b"},
 		"mixed":    {OrganizationID: "org_a", Event: "api_key.*", ActorID: "usr_1", Since: 1001, Until: 1018},
 	} {
 		var want, got []string
 		for _, e := range events {
 			group := filter.Event == "" || e.Event == filter.Event || filter.Event == "api_key.*" && e.Event[:8] == "api_key."
 			if group && (filter.OrganizationID == "" || e.OrganizationID == filter.OrganizationID) && (filter.ActorID == "" || e.ActorID == filter.ActorID) &&
+				(filter.SubjectID == "" || e.SubjectID == filter.SubjectID) && (filter.Result == "" || e.Result == filter.Result) &&
 				e.At >= filter.Since && (filter.Until == 0 || e.At < filter.Until) {
 				want = append(want, e.ID)
 			}

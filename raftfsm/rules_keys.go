@@ -2,6 +2,7 @@ package raftfsm
 
 import (
 	"bytes"
+	"math"
 
 	"sluice/raftfsm/state"
 )
@@ -131,6 +132,62 @@ func revokeKey(b *batch, c state.RevokeKey) state.Result {
 	b.raise = true
 	audit(b, c.Audit)
 	return state.Result{}
+}
+
+// revokeKeyBySecret asks for no actor: whoever holds the secret may use the key, so may end it. A secret that opens
+// nothing ends nothing: one that was replaced and is found in an old backup must not end the key that lives.
+func revokeKeyBySecret(b *batch, c state.RevokeKeyBySecret) state.Result {
+	if len(c.Hash) != hashSize {
+		return refuse(state.CodeInvalid)
+	}
+	id := b.get(key1(prefixKeyHash, string(c.Hash)))
+	if id == nil {
+		return refuse(state.CodeNotFound)
+	}
+	key := liveKey(b, string(id))
+	if key == nil || key.ExpiresAt != 0 && key.ExpiresAt <= c.At {
+		return refuse(state.CodeNotFound)
+	}
+	present, previous := bytes.Equal(key.Hash, c.Hash), bytes.Equal(key.PreviousHash, c.Hash)
+	switch {
+	case !present && (!previous || key.PreviousUntil <= c.At):
+		return refuse(state.CodeNotFound)
+	case present == c.Previous:
+		return refuse(state.CodeConflict)
+	}
+	if c.Previous {
+		key.PreviousUntil = 0
+	} else {
+		key.RevokedAt = max(c.At, 1)
+		b.delete(key2(prefixOrgKey, key.OrganizationID, key.ID))
+	}
+	saveKey(b, key)
+	b.raise = true
+	audit(b, c.Audit)
+	return state.Result{Count: 1}
+}
+
+// recordKeyUse is touchKeys with the address and the number of the uses.
+func recordKeyUse(b *batch, c state.RecordKeyUse) state.Result {
+	count := 0
+	for _, use := range c.Keys {
+		if !validID(use.KeyID) || !b.has(key1(prefixKey, use.KeyID)) {
+			continue
+		}
+		at := key1(prefixKeyUsage, use.KeyID)
+		usage := load[state.KeyUsage](b, at)
+		if usage == nil {
+			usage = &state.KeyUsage{LastAt: timeOf(b.get(key1(prefixKeyUse, use.KeyID)))}
+		}
+		if use.At > usage.LastAt {
+			usage.LastAt, usage.LastIP = use.At, clip(use.IP, maxAddress)
+		}
+		usage.Count += min(max(use.Count, 0), math.MaxInt64-usage.Count)
+		usage.RecordedAt = max(usage.RecordedAt, b.at.time)
+		b.store(at, usage)
+		count++
+	}
+	return state.Result{Count: count}
 }
 
 func touchKeys(b *batch, c state.TouchKeys) state.Result {

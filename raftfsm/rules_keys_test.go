@@ -2,7 +2,9 @@ package raftfsm_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"sluice/raftfsm/state"
@@ -188,6 +190,85 @@ func TestRevokeKey_IsAPositiveRecord(t *testing.T) {
 	f.refused(state.CodeNotFound, state.RotateKey{KeyID: "key_1", Actor: owner("ada"), OldHash: hash("two"), NewHash: hash("three"), At: f.now})
 }
 
+func TestRevokeKeyBySecret(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.register("ada")
+	f.key("key_1", "ada", "*")
+	f.must(state.RotateKey{KeyID: "key_1", Actor: owner("ada"), OldHash: hash("secret key_1"), NewHash: hash("two"), At: f.now, PreviousUntil: f.now + 1000})
+	revoke := func(secret string, previous bool, at int64) state.RevokeKeyBySecret {
+		return state.RevokeKeyBySecret{Hash: hash(secret), At: at, Previous: previous,
+			Audit: []state.AuditEvent{event("rev_"+secret+fmt.Sprint(f.now), "org_ada", "token.revoked", at)}}
+	}
+	f.refused(state.CodeNotFound, revoke("nothing", false, f.now))
+	f.refused(state.CodeInvalid, state.RevokeKeyBySecret{Hash: []byte("short"), At: f.now})
+	// Which of the two secrets it is has changed since the proposer looked.
+	f.refused(state.CodeConflict, revoke("secret key_1", false, f.now))
+	f.refused(state.CodeConflict, revoke("two", true, f.now))
+	// A secret whose grace is over ends nothing, and one within it ends itself only.
+	f.refused(state.CodeNotFound, revoke("secret key_1", true, f.now+10_000))
+	f.raises(true, func() { f.must(revoke("secret key_1", true, f.now)) })
+	key := get[*state.APIKey](t)(f.view.KeyByHash(hash32("secret key_1")))
+	if key == nil || key.PreviousUntil != 0 || key.RevokedAt != 0 {
+		t.Errorf("after the previous secret was revoked: %+v", key)
+	}
+	f.refused(state.CodeNotFound, revoke("secret key_1", true, f.now))
+	f.raises(true, func() { f.must(revoke("two", false, f.now)) })
+	if key := get[*state.APIKey](t)(f.view.KeyByHash(hash32("two"))); key == nil || key.RevokedAt == 0 {
+		t.Errorf("after the secret was revoked: %+v", key)
+	}
+	if keys := get[[]state.APIKey](t)(f.view.Keys("org_ada", "", 10)); len(keys) != 0 {
+		t.Errorf("a revoked key is listed: %+v", keys)
+	}
+	f.refused(state.CodeNotFound, revoke("two", false, f.now))
+	if events, _ := f.audit(state.AuditFilter{OrganizationID: "org_ada", Event: "token.revoked"}, "", 10); len(events) != 2 {
+		t.Errorf("%d events, want 2", len(events))
+	}
+	expiring := newKey("key_2", "org_ada", f.now, "*")
+	expiring.ExpiresAt = f.now + 5
+	f.must(state.CreateKey{Key: expiring, Actor: owner("ada")})
+	f.refused(state.CodeNotFound, revoke("secret key_2", false, expiring.ExpiresAt))
+}
+
+func TestRecordKeyUse(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.register("ada")
+	f.key("key_1", "ada", "*")
+	f.key("key_2", "ada", "*")
+	f.must(state.TouchKeys{Keys: []state.KeyUse{{KeyID: "key_1", At: 500}}})
+	record := func(uses ...state.KeyUses) int { return f.must(state.RecordKeyUse{Keys: uses}).Count }
+	f.raises(false, func() {
+		if n := record(state.KeyUses{KeyID: "key_1", At: 400, IP: "192.0.2.1", Count: 3}, state.KeyUses{KeyID: "key_none", At: 1, Count: 1}, state.KeyUses{At: 1}); n != 1 {
+			t.Errorf("%d keys known, want 1", n)
+		}
+	})
+	usage := func(id string) state.KeyUsage { return get[[]state.KeyUsage](t)(f.view.KeyUsage(id))[0] }
+	// An older use moves neither time nor address back, and its number counts.
+	if got, want := usage("key_1"), (state.KeyUsage{LastAt: 500, Count: 3, RecordedAt: f.now}); got != want {
+		t.Errorf("usage %+v, want %+v", got, want)
+	}
+	record(state.KeyUses{KeyID: "key_1", At: 600, IP: "192.0.2.2", Count: 4}, state.KeyUses{KeyID: "key_2", At: 7, IP: strings.Repeat("9", 100), Count: -5})
+	if got, want := usage("key_1"), (state.KeyUsage{LastAt: 600, LastIP: "192.0.2.2", Count: 7, RecordedAt: f.now}); got != want {
+		t.Errorf("usage %+v, want %+v", got, want)
+	}
+	if got := usage("key_2"); got.Count != 0 || len(got.LastIP) != 64 {
+		t.Errorf("usage %+v, want no count and the address cut", got)
+	}
+	record(state.KeyUses{KeyID: "key_1", Count: math.MaxInt64})
+	if got := usage("key_1"); got.Count != math.MaxInt64 || got.LastAt != 600 {
+		t.Errorf("usage %+v, want the greatest count", got)
+	}
+	record(state.KeyUses{KeyID: "key_1", At: 700})
+	key := get[*state.APIKey](t)(f.view.Key("key_1"))
+	if listed := get[[]state.APIKey](t)(f.view.Keys("org_ada", "", 1)); key.LastUsedAt != 700 || listed[0].LastUsedAt != 700 || usage("key_1").LastAt != 700 {
+		t.Errorf("last use %d, %d, %d, want 700", key.LastUsedAt, listed[0].LastUsedAt, usage("key_1").LastAt)
+	}
+	if got := usage("key_none"); got != (state.KeyUsage{}) {
+		t.Errorf("usage of no key: %+v", got)
+	}
+}
+
 func TestTouchKeys(t *testing.T) {
 	t.Parallel()
 	f := fresh(t)
@@ -198,10 +279,9 @@ func TestTouchKeys(t *testing.T) {
 	})
 	f.must(state.TouchKeys{Keys: []state.KeyUse{{KeyID: "key_1", At: 400}}})
 	key := get[*state.APIKey](t)(f.view.Key("key_1"))
-	byHash := get[*state.APIKey](t)(f.view.KeyByHash(hash32("secret key_1")))
 	listed := get[[]state.APIKey](t)(f.view.Keys("org_ada", "", 1))
-	if key.LastUsedAt != 500 || byHash.LastUsedAt != 500 || listed[0].LastUsedAt != 500 {
-		t.Errorf("last use %d, %d, %d, want 500", key.LastUsedAt, byHash.LastUsedAt, listed[0].LastUsedAt)
+	if key.LastUsedAt != 500 || listed[0].LastUsedAt != 500 {
+		t.Errorf("last use %d, %d, want 500", key.LastUsedAt, listed[0].LastUsedAt)
 	}
 	// A change of the key keeps it.
 	name := "x"

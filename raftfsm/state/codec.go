@@ -106,6 +106,9 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeSetPlan:         decodeAs[SetPlan],
 	TypeDeleteUser:      decodeAs[DeleteUser],
 	TypeSetUserDisabled: decodeAs[SetUserDisabled],
+
+	TypeRecordKeyUse:      decodeAs[RecordKeyUse],
+	TypeRevokeKeyBySecret: decodeAs[RevokeKeyBySecret],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

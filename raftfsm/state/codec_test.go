@@ -32,6 +32,8 @@ var samples = []state.Command{
 
 	&state.UpdateOrg{}, &state.DeleteOrg{}, &state.AddMember{}, &state.UpdateMember{}, &state.RemoveMember{},
 	&state.TransferOrg{}, &state.SetPlan{}, &state.DeleteUser{}, &state.SetUserDisabled{},
+
+	&state.RecordKeyUse{}, &state.RevokeKeyBySecret{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

@@ -50,6 +50,9 @@ const (
 	TypeSetPlan         uint16 = 31
 	TypeDeleteUser      uint16 = 32
 	TypeSetUserDisabled uint16 = 33
+
+	TypeRecordKeyUse      uint16 = 39
+	TypeRevokeKeyBySecret uint16 = 40
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
@@ -185,7 +188,8 @@ type RevokeKey struct {
 	Audit []AuditEvent `cbor:"4,keyasint"`
 }
 
-// TouchKeys raises the keys' last use; it never lowers it and ignores unknown ids.
+// TouchKeys raises the keys' last use; it never lowers it and ignores unknown ids. Nodes propose RecordKeyUse now; logs
+// have this one.
 type TouchKeys struct {
 	Keys []KeyUse `cbor:"1,keyasint"`
 }

@@ -82,6 +82,14 @@ type KeyAuth struct {
 // MaxKeyChain is how many keys may have made each other, the last one included.
 const MaxKeyChain = 16
 
+// KeyUsage is what is known of a key's uses. It changes every minute, the key hardly ever.
+type KeyUsage struct {
+	LastAt     int64  `cbor:"1,keyasint"` // 0: never
+	LastIP     string `cbor:"2,keyasint"`
+	Count      int64  `cbor:"3,keyasint"` // never falls
+	RecordedAt int64  `cbor:"4,keyasint"` // the log's time when this was written; 0: never
+}
+
 // Session is one sign-in. Its access tokens carry its id; ending it (EndedAt) ends them all.
 //
 // RefreshHash is the SHA-256 of the refresh token that may be spent next, PreviousHash of the one spent last.
@@ -208,6 +216,8 @@ type AuditFilter struct {
 	OrganizationID string
 	Event          string // an exact event, or a prefix that ends in ".*"
 	ActorID        string
-	Since          int64 // Unix milliseconds, inclusive
-	Until          int64 // Unix milliseconds, exclusive
+	SubjectID      string
+	Result         string // "success", "failure", "denied"
+	Since          int64  // Unix milliseconds, inclusive
+	Until          int64  // Unix milliseconds, exclusive
 }
