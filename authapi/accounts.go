@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/mail"
 	"strings"
+	"sync"
 	"time"
 
 	"sluice/raftfsm/state"
@@ -15,12 +16,12 @@ type accounts struct {
 	refresh  refreshKeyHolder
 	guard    signInGuard
 	failures failures
-	touches  *touches
+	uses     *keyUses
 	inFlight inFlight
 	upkeep   upkeep
 
-	stop context.CancelFunc
-	done chan struct{}
+	stop     context.CancelFunc
+	flushers sync.WaitGroup
 }
 
 func newAccounts(s *Server) *accounts {
@@ -28,27 +29,45 @@ func newAccounts(s *Server) *accounts {
 		refresh:  refreshKeyHolder{srv: s},
 		guard:    newSignInGuard(s.limits),
 		failures: newFailures(),
-		touches:  newTouches(),
+		uses:     newKeyUses(),
 		inFlight: inFlight{scopes: map[[32]byte]struct{}{}},
 	}
 }
 
-// startAccounts starts the one goroutine of this half: it proposes, in batches, which keys were used and which sign-ins
-// failed. closeAccounts ends it.
+// startAccounts starts the two goroutines of this half: they propose, in batches, which keys were used and which
+// sign-ins failed. closeAccounts ends them.
 func (s *Server) startAccounts() {
 	s.accounts = newAccounts(s)
 	ctx, cancel := context.WithCancel(context.Background())
-	s.accounts.stop, s.accounts.done = cancel, make(chan struct{})
-	go func() {
-		defer close(s.accounts.done)
-		s.flushLoop(ctx)
-	}()
+	s.accounts.stop = cancel
+	s.accounts.flushers.Go(func() { flushLoop(ctx, useTick, s.flushKeyUses) })
+	s.accounts.flushers.Go(func() { flushLoop(ctx, flushEvery, s.flushFailures) })
 }
 
-// closeAccounts ends it, after a last attempt to propose what is pending. It may be called more than once.
+// closeAccounts ends them, after a last attempt to propose what is pending. It may be called more than once.
 func (s *Server) closeAccounts() {
 	s.accounts.stop()
-	<-s.accounts.done
+	s.accounts.flushers.Wait()
+}
+
+// flushLoop proposes what this node gathered, every now and then until ctx ends, and then once more all of it.
+func flushLoop(ctx context.Context, every time.Duration, flush func(ctx context.Context, all bool)) {
+	const bound, last = 10 * time.Second, 2 * time.Second
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			final, cancel := context.WithTimeout(context.Background(), last)
+			defer cancel()
+			flush(final, true)
+			return
+		case <-tick.C:
+			round, cancel := context.WithTimeout(ctx, bound)
+			flush(round, false)
+			cancel()
+		}
+	}
 }
 
 // userBody is a user as clients see it.

@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -25,8 +26,8 @@ var (
 
 const (
 	KeyLead      = keyLead
-	TouchFlush   = touchFlush
-	FailuresMax  = failuresMax
+	UseEvery     = useEvery
+	UseOverdue   = useOverdue
 	RefreshRoot  = refreshKeyPurpose
 	MaxTokenLife = MaxTokenTTL
 )
@@ -38,9 +39,9 @@ func (s *Server) VerifyToken(raw []byte, now time.Time) (Claims, error) {
 	return s.tokens.verify(raw, now)
 }
 
-func (s *Server) TouchKey(id string, now time.Time) { s.touchKey(id, now) }
+func (s *Server) NoteKeyUse(id string, from netip.Addr, now time.Time) { s.noteKeyUse(id, from, now) }
 
-func (s *Server) FlushTouches(ctx context.Context) { s.flushTouches(ctx, false) }
+func (s *Server) FlushKeyUses(ctx context.Context) { s.flushKeyUses(ctx, false) }
 
 // HoldHashSlots takes every worker of the password queue until the function it returns is called.
 func (s *Server) HoldHashSlots() (release func()) { return PasswordHasher{s.passwords}.Hold() }

@@ -21,6 +21,8 @@ func (s *Server) accountRoutes() []route {
 		guarded("DELETE", "/api/v1/api-keys/{id}", opManageKeys, handleDeleteKey),
 		guarded("POST", "/api/v1/api-keys/{id}/rotate", opManageKeys, handleRotateKey),
 
+		guarded("GET", "/api/v1/organizations/{id}/api-keys/stats", opManageKeys, handleKeyStats),
+
 		guarded("GET", "/api/v1/audit-logs", opReadAudit, handleAuditLog),
 
 		{method: "GET", pattern: "/.well-known/jwks.json", handle: handleJWKS, layer: layerDocuments},

@@ -42,14 +42,17 @@ type keyBody struct {
 	CreatedAt      string         `json:"created_at"`
 	ExpiresAt      *string        `json:"expires_at"`
 	LastUsedAt     *string        `json:"last_used_at"`
+	LastUsedIP     *string        `json:"last_used_ip"`
+	UsageCount     int64          `json:"usage_count"`
 	RotatedAt      *string        `json:"rotated_at"`
 	PreviousUntil  *string        `json:"previous_key_valid_until"`
 }
 
-func newKeyBody(k *state.APIKey, now time.Time) *keyBody {
+func newKeyBody(k *state.APIKey, usage *state.KeyUsage, now time.Time) *keyBody {
 	b := &keyBody{
 		ID: k.ID, Prefix: k.Prefix, Name: k.Name, OrganizationID: k.OrganizationID, Scopes: k.Scopes, Environment: k.Environment,
-		CreatedBy: k.CreatedBy, CreatedAt: formatTime(k.CreatedAt), ExpiresAt: timeOrNull(k.ExpiresAt), LastUsedAt: timeOrNull(k.LastUsedAt),
+		CreatedBy: k.CreatedBy, CreatedAt: formatTime(k.CreatedAt), ExpiresAt: timeOrNull(k.ExpiresAt),
+		LastUsedAt: timeOrNull(usage.LastAt), LastUsedIP: textOrNull(usage.LastIP), UsageCount: usage.Count,
 		RotatedAt: timeOrNull(k.RotatedAt),
 	}
 	if b.Scopes == nil {
@@ -106,7 +109,7 @@ func handleCreateKey(c *call) error {
 	defer once.end()
 	secret, hash, prefix := newAPIKey(key.Environment)
 	key.Hash, key.Prefix = hash[:], prefix
-	answer := newKeyBody(&key, c.now)
+	answer := newKeyBody(&key, &state.KeyUsage{}, c.now)
 	answer.Key = secret
 	record, err := once.record(http.StatusCreated, answer)
 	if err != nil {
@@ -284,42 +287,13 @@ func (c *call) managedKey() (*state.APIKey, error) {
 	return key, nil
 }
 
-func handleListKeys(c *call) error {
-	limit, after, err := c.pageArgs()
-	if err != nil {
-		return err
-	}
-	c.catchUpToRead()
-	org := c.query("organization_id")
-	if org == "" {
-		org = c.principal.OrganizationID
-	}
-	if _, err := c.allow(opManageKeys, org); err != nil {
-		return err
-	}
-	keys, err := c.srv.state.Keys(org, after, limit+1)
-	if err != nil {
-		return err
-	}
-	next := ""
-	if len(keys) > limit {
-		keys = keys[:limit]
-		next = keys[limit-1].ID
-	}
-	list := make([]*keyBody, 0, len(keys))
-	for i := range keys {
-		list = append(list, newKeyBody(&keys[i], c.now))
-	}
-	return c.writePage(list, next)
-}
-
 func handleGetKey(c *call) error {
 	c.catchUpToRead()
 	key, err := c.managedKey()
 	if err != nil {
 		return err
 	}
-	return c.writeJSON(http.StatusOK, newKeyBody(key, c.now))
+	return c.writeKey(key)
 }
 
 // updateKeyRequest tells absent (empty) from null: null takes an expiry or a limit of its own away.
@@ -346,7 +320,7 @@ func handleUpdateKey(c *call) error {
 		return err
 	}
 	if cmd.Audit == nil { // nothing to change
-		return c.writeJSON(http.StatusOK, newKeyBody(key, c.now))
+		return c.writeKey(key)
 	}
 	// What the key will be able to do, and what it can do now: a key may not take over one that is stronger.
 	scopes, expires := key.Scopes, key.ExpiresAt
@@ -371,7 +345,7 @@ func handleUpdateKey(c *call) error {
 	if key == nil || key.RevokedAt != 0 {
 		return errNotFound()
 	}
-	return c.writeJSON(http.StatusOK, newKeyBody(key, c.now))
+	return c.writeKey(key)
 }
 
 // keyUpdate checks a request, all mistakes at once, and makes the command of it, but for the actor. It has no audit

@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"sluice/authapi"
 	"sluice/raftfsm/state"
 )
 
@@ -330,50 +329,6 @@ func TestListKeys_Pages(t *testing.T) {
 		t.Errorf("listed %q, want %q", got, want)
 	}
 	e.want(e.send("GET", "/api/v1/api-keys?cursor=***", p.token, nil), 422, "invalid_input")
-}
-
-func TestLastUsedAt(t *testing.T) {
-	t.Parallel()
-	e := newAccounts(t, nil)
-	p := e.register()
-	k := e.createKey(p.token, p.org, "events:read")
-	e.send("GET", "/api/v1/auth/me", k["key"].(string), nil)
-	used := func() any {
-		return e.send("GET", "/api/v1/api-keys/"+k["id"].(string), p.token, nil).object(t)["last_used_at"]
-	}
-	e.clock.Advance(30 * time.Second)
-	eventually(t, "last_used_at within half a minute", func() bool { return used() == "2026-03-04T05:06:07Z" })
-	for range 5 {
-		e.send("GET", "/api/v1/auth/me", k["key"].(string), nil)
-	}
-	e.clock.Advance(30 * time.Second)
-	eventually(t, "last_used_at again", func() bool { return used() == "2026-03-04T05:06:37Z" })
-}
-
-func TestTouchKey_AllocatesNothing(t *testing.T) {
-	e := newAccounts(t, nil)
-	now := e.clock.Now()
-	e.srv.TouchKey("key_a", now)
-	if n := testing.AllocsPerRun(100, func() { e.srv.TouchKey("key_a", now) }); n != 0 {
-		t.Errorf("%v allocations for a key seen lately", n)
-	}
-}
-
-func TestLastUsedAt_SurvivesAnOutage(t *testing.T) {
-	t.Parallel()
-	e := newAccounts(t, nil)
-	p := e.register()
-	k := e.createKey(p.token, p.org, "events:read")
-	e.cluster.SetUnavailable(authapi.ErrUnavailable)
-	e.send("GET", "/api/v1/auth/me", k["key"].(string), nil)
-	e.clock.Advance(authapi.TouchFlush + time.Second)
-	e.srv.FlushTouches(t.Context())
-	e.cluster.SetUnavailable(nil)
-	e.clock.Advance(authapi.TouchFlush + time.Second)
-	eventually(t, "the use is recorded after the outage", func() bool {
-		r, _ := e.cluster.Key(k["id"].(string))
-		return r.LastUsedAt != 0 && r.LastUsedAt < start.Add(time.Second).UnixMilli()
-	})
 }
 
 func TestOrganizations(t *testing.T) {

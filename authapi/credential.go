@@ -145,7 +145,7 @@ func (c *call) authenticate(cost int64) error {
 		return err
 	}
 	if cred.principal.Method == MethodAPIKey {
-		s.touchKey(cred.principal.KeyID, c.now)
+		s.noteKeyUse(cred.principal.KeyID, c.client.addr, c.now)
 	}
 	return nil
 }

@@ -30,11 +30,14 @@ type State interface {
 	// KeyAuth finds what deciding about a key takes by the SHA-256 of its present or previous secret, all of one moment;
 	// revoked and expired keys too.
 	KeyAuth(hash [32]byte) (*state.KeyAuth, error)
-	// KeyByHash finds a key by the SHA-256 of its present or previous secret, revoked and expired ones too.
+	// KeyByHash finds a key by the SHA-256 of its present or previous secret, revoked and expired ones too, without its
+	// last use.
 	KeyByHash(hash [32]byte) (*state.APIKey, error)
 	Key(id string) (*state.APIKey, error)
 	// Keys lists an organization's keys that are not revoked, oldest first, after the id `after` ("" for the first page).
 	Keys(organizationID, after string, limit int) ([]state.APIKey, error)
+	// KeyUsage is what is known of the uses of keys, in the order of the ids; zero for a key that was never used.
+	KeyUsage(ids ...string) ([]state.KeyUsage, error)
 	Session(id string) (*state.Session, error)
 	// SessionsOf lists a user's live sessions, oldest first.
 	SessionsOf(userID string) ([]state.Session, error)

@@ -35,6 +35,7 @@ var start = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 func edgeConfig(change func(*authapi.Config)) (authapi.Config, *authtest.Cluster, *authtest.Limits, *authtest.Clock) {
 	clock := authtest.NewClock(start)
 	cluster, limits := authtest.NewCluster(), authtest.NewLimits(clock)
+	cluster.Clock = clock
 	cfg := authapi.Config{
 		State: cluster, Cluster: cluster, Limits: limits, Sealer: authtest.NewSealer(), Clock: clock.Now,
 		Version: "1.2.3", NodeID: "node-a", Limit: authapi.DefaultLimits(),

@@ -138,6 +138,8 @@ var matrixRows = map[string]matrixRow{
 		path: func(p place) string { return keysPath + p.key + "/rotate" }, body: func(place) object { return object{} }, good: 200},
 	"DELETE /api/v1/api-keys/{id}": {operation: "make, list, change, rotate and revoke API keys",
 		path: func(p place) string { return keysPath + p.key }, body: noBody, good: 204},
+	"GET /api/v1/organizations/{id}/api-keys/stats": {operation: "make, list, change, rotate and revoke API keys",
+		path: func(p place) string { return organizationsPath + p.org + "/api-keys/stats" }, body: noBody, good: 200},
 	"GET /api/v1/audit-logs": {operation: "read the audit log",
 		path: func(p place) string { return "/api/v1/audit-logs?organization_id=" + p.org }, body: noBody, good: 200},
 	"DELETE /api/v1/auth/sessions/{id}": {

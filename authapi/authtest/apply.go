@@ -73,6 +73,10 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 	case state.UpdateOrg, state.DeleteOrg, state.AddMember, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan,
 		state.DeleteUser, state.SetUserDisabled:
 		return c.applyOrgLocked(cmd)
+	case state.RecordKeyUse:
+		return c.recordUseLocked(cmd)
+	case state.RevokeKeyBySecret:
+		return c.revokeBySecretLocked(cmd)
 	case state.Prune:
 		c.prunes = append(c.prunes, cmd)
 	case state.Barrier:

@@ -17,6 +17,8 @@ type Cluster struct {
 	// Stale makes Fresh false. Unavailable makes Propose and CatchUp fail with the error it holds.
 	Stale       atomic.Bool
 	unavailable atomic.Pointer[error]
+	// Clock, when set before the first request, is the time of the log.
+	Clock *Clock
 	// OnCatchUp, when set before the first request, runs inside every CatchUp: it may put what "arrives" by it.
 	OnCatchUp func()
 	catchUps  atomic.Int64
@@ -29,6 +31,7 @@ type Cluster struct {
 	orgs        map[string]state.Organization
 	members     map[[2]string]state.Membership
 	keys        map[string]state.APIKey
+	usage       map[string]state.KeyUsage
 	sessions    map[string]state.Session
 	signing     []state.SigningKey
 	secrets     *state.ClusterSecrets
@@ -45,7 +48,7 @@ func NewCluster() *Cluster {
 	return &Cluster{
 		users: map[string]state.User{}, orgs: map[string]state.Organization{}, members: map[[2]string]state.Membership{},
 		keys: map[string]state.APIKey{}, sessions: map[string]state.Session{}, idempotency: map[string]state.Idempotency{},
-		requests: map[[16]byte]state.Result{},
+		requests: map[[16]byte]state.Result{}, usage: map[string]state.KeyUsage{},
 	}
 }
 
@@ -218,6 +221,17 @@ func (c *Cluster) Keys(organizationID, after string, limit int) ([]state.APIKey,
 	return list[:min(limit, len(list))], err
 }
 
+// KeyUsage implements authapi.State.
+func (c *Cluster) KeyUsage(ids ...string) ([]state.KeyUsage, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	list := make([]state.KeyUsage, len(ids))
+	for i, id := range ids {
+		list[i] = c.usage[id]
+	}
+	return list, c.err
+}
+
 // Session implements authapi.State.
 func (c *Cluster) Session(id string) (*state.Session, error) { return find(c, c.sessions, id) }
 
@@ -256,6 +270,8 @@ func (c *Cluster) Audit(f state.AuditFilter, before string, limit int) (list []s
 		case before != "" && e.ID >= before,
 			f.OrganizationID != "" && e.OrganizationID != f.OrganizationID,
 			f.ActorID != "" && e.ActorID != f.ActorID,
+			f.SubjectID != "" && e.SubjectID != f.SubjectID,
+			f.Result != "" && e.Result != f.Result,
 			f.Event != "" && !wild && e.Event != f.Event,
 			wild && !strings.HasPrefix(e.Event, prefix),
 			f.Since != 0 && e.At < f.Since,
@@ -293,7 +309,11 @@ func (c *Cluster) Propose(ctx context.Context, requestID [16]byte, cmd state.Com
 	r := c.applyLocked(cmd)
 	r.Index = c.index
 	c.requests[requestID] = r
-	c.epoch.Add(1)
+	switch cmd.(type) {
+	case state.RecordKeyUse, state.AppendAudit:
+	default:
+		c.epoch.Add(1)
+	}
 	if failure != nil {
 		return state.Result{}, failure
 	}
