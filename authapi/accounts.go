@@ -13,12 +13,13 @@ import (
 
 // accounts is what the handlers of accounts, sessions and keys keep on this node.
 type accounts struct {
-	refresh  refreshKeyHolder
-	guard    signInGuard
-	failures failures
-	uses     *keyUses
-	inFlight inFlight
-	upkeep   upkeep
+	refresh   refreshKeyHolder
+	guard     signInGuard
+	incidents *incidents
+	uses      *keyUses
+	inFlight  inFlight
+	upkeep    upkeep
+	exports   exports
 
 	stop     context.CancelFunc
 	flushers sync.WaitGroup
@@ -26,22 +27,23 @@ type accounts struct {
 
 func newAccounts(s *Server) *accounts {
 	return &accounts{
-		refresh:  refreshKeyHolder{srv: s},
-		guard:    newSignInGuard(s.limits),
-		failures: newFailures(),
-		uses:     newKeyUses(),
-		inFlight: inFlight{scopes: map[[32]byte]struct{}{}},
+		refresh:   refreshKeyHolder{srv: s},
+		guard:     newSignInGuard(s.limits),
+		incidents: newIncidents(),
+		uses:      newKeyUses(),
+		exports:   exports{of: map[string]int{}},
+		inFlight:  inFlight{scopes: map[[32]byte]struct{}{}},
 	}
 }
 
 // startAccounts starts the two goroutines of this half: they propose, in batches, which keys were used and which
-// sign-ins failed. closeAccounts ends them.
+// credentials failed. closeAccounts ends them.
 func (s *Server) startAccounts() {
 	s.accounts = newAccounts(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	s.accounts.stop = cancel
 	s.accounts.flushers.Go(func() { flushLoop(ctx, useTick, s.flushKeyUses) })
-	s.accounts.flushers.Go(func() { flushLoop(ctx, flushEvery, s.flushFailures) })
+	s.accounts.flushers.Go(func() { flushLoop(ctx, incidentTick, s.flushIncidents) })
 }
 
 // closeAccounts ends them, after a last attempt to propose what is pending. It may be called more than once.

@@ -41,6 +41,8 @@ func (s *Server) VerifyToken(raw []byte, now time.Time) (Claims, error) {
 
 func (s *Server) NoteKeyUse(id string, from netip.Addr, now time.Time) { s.noteKeyUse(id, from, now) }
 
+func (s *Server) FlushIncidents(ctx context.Context) { s.flushIncidents(ctx, false) }
+
 func (s *Server) FlushKeyUses(ctx context.Context) { s.flushKeyUses(ctx, false) }
 
 // HoldHashSlots takes every worker of the password queue until the function it returns is called.
@@ -147,3 +149,10 @@ func Permissions() (operations, scopes []Permission) {
 
 // RoleAllows is roleAllows.
 var RoleAllows = roleAllows
+
+// Exports is how many audit logs are being written.
+func (s *Server) Exports() int {
+	s.accounts.exports.mu.Lock()
+	defer s.accounts.exports.mu.Unlock()
+	return s.accounts.exports.total
+}

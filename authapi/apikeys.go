@@ -3,6 +3,7 @@ package authapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -279,6 +280,10 @@ func (c *call) managedKey() (*state.APIKey, error) {
 		return nil, errNotFound()
 	}
 	if _, err := c.allow(opManageKeys, key.OrganizationID); err != nil {
+		var p *Problem
+		if errors.As(err, &p) && p.concern != nil {
+			p.concerning("", kindKey, key.ID, whyForeign) // what was asked for, not whose it is
+		}
 		return nil, err
 	}
 	if key.RevokedAt != 0 {

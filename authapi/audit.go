@@ -40,8 +40,11 @@ func newAuditBody(e *state.AuditEvent) auditBody {
 	return b
 }
 
-// maxFilterLen bounds ?event= and ?actor=.
-const maxFilterLen = 64
+const (
+	// maxFilterLen bounds ?event= and ?actor=, maxSubjectLen ?subject=, which may be an endpoint.
+	maxFilterLen  = 64
+	maxSubjectLen = 256
+)
 
 func handleAuditLog(c *call) error {
 	limit, before, err := c.pageArgs()
@@ -59,6 +62,11 @@ func handleAuditLog(c *call) error {
 	if err := invalidFields(wrong); err != nil {
 		return err
 	}
+	if export, err := c.wantsNDJSON(); err != nil {
+		return err
+	} else if export {
+		return c.exportAudit(filter, before)
+	}
 	events, next, err := c.srv.state.Audit(filter, before, limit)
 	if err != nil {
 		return err
@@ -72,12 +80,22 @@ func handleAuditLog(c *call) error {
 
 // auditFilter reads the filters of a query and says what is wrong with them.
 func auditFilter(query func(name string) string) (filter state.AuditFilter, wrong []FieldError) {
-	filter = state.AuditFilter{OrganizationID: query("organization_id"), Event: query("event"), ActorID: query("actor")}
+	filter = state.AuditFilter{
+		OrganizationID: query("organization_id"), Event: query("event"), ActorID: query("actor"), SubjectID: query("subject"), Result: query("result"),
+	}
 	if !validEventFilter(filter.Event) {
 		wrong = append(wrong, FieldError{"event", `must be an event's name, or the start of names and ".*"`})
 	}
 	if len(filter.ActorID) > maxFilterLen {
 		wrong = append(wrong, FieldError{"actor", "must be the id of a user or a key"})
+	}
+	if len(filter.SubjectID) > maxSubjectLen {
+		wrong = append(wrong, FieldError{"subject", "must be the id of what was changed or asked for"})
+	}
+	switch filter.Result {
+	case "", resultSuccess, resultFailure, resultDenied:
+	default:
+		wrong = append(wrong, FieldError{"result", "must be success, failure or denied"})
 	}
 	for _, bound := range []struct {
 		name   string

@@ -47,6 +47,16 @@ func failed(detail string) *Problem {
 	return p
 }
 
+// failedKey is failed for a key that is known; why is for the audit log of its organization.
+func failedKey(k *state.APIKey, detail, why string) *Problem {
+	return failed(detail).concerning(k.OrganizationID, kindKey, k.ID, why)
+}
+
+// failedSession is failed for a genuine token of a session that has ended.
+func failedSession(cl *claims) *Problem {
+	return failed("the session has ended").concerning(cl.OrganizationID, kindSession, cl.SessionID, whySessionEnded)
+}
+
 var (
 	headerXAPIKey       = "X-Api-Key"
 	headerAuthorization = "Authorization"
@@ -63,7 +73,7 @@ func (c *call) sentCredential() ([]byte, *Problem) {
 		}
 		key := trimSpace(lines[0])
 		if !looksLikeKey(key) {
-			return nil, failed("X-API-Key does not hold an API key")
+			return nil, failed("X-API-Key does not hold an API key").because(whyMalformed)
 		}
 		found = key
 	}
@@ -76,7 +86,7 @@ func (c *call) sentCredential() ([]byte, *Problem) {
 		case found != nil && !bytes.Equal(found, token):
 			return nil, problem(http.StatusBadRequest, "invalid_request", "the request carries two different credentials")
 		case !ok:
-			return nil, failed("Authorization does not hold a bearer token")
+			return nil, failed("Authorization does not hold a bearer token").because(whyMalformed)
 		}
 		found = token
 	}
@@ -170,7 +180,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 	s := c.srv
 	key := looksLikeKey(raw)
 	if key && !validAPIKey(raw) {
-		return nil, c.reject(failed("the API key is mistyped"))
+		return nil, c.reject(failed("the API key is mistyped").because(whyMistyped))
 	}
 	stale := !s.cfg.Auth.ServeStale && !s.cluster.Fresh()
 	cred, err := s.lookup(raw, hash, key, c.now)
@@ -192,9 +202,9 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		return nil, ErrUnavailable
 	case errors.Is(err, errUnknownCredential):
 		if key {
-			return nil, c.reject(failed("the API key is not valid"))
+			return nil, c.reject(failed("the API key is not valid").because(whyUnknown))
 		}
-		return nil, c.reject(failed("the token is not valid"))
+		return nil, c.reject(failed("the token is not valid").because(whyUnknown))
 	case err != nil:
 		c.peekAddress()
 		return nil, err
@@ -260,13 +270,13 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 	validTo := never
 	switch {
 	case k.RevokedAt != 0:
-		return nil, failed("the API key has been revoked")
+		return nil, failedKey(k, "the API key has been revoked", whyRevoked)
 	case k.ExpiresAt != 0 && k.ExpiresAt <= nowMillis:
-		return nil, failed("the API key has expired")
+		return nil, failedKey(k, "the API key has expired", whyExpired)
 	case subtle.ConstantTimeCompare(hash[:], k.Hash) == 1:
 	case subtle.ConstantTimeCompare(hash[:], k.PreviousHash) == 1:
 		if k.PreviousUntil <= nowMillis {
-			return nil, failed("the API key has been replaced")
+			return nil, failedKey(k, "the API key has been replaced", whyReplaced)
 		}
 		validTo = k.PreviousUntil
 	default:
@@ -277,9 +287,9 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 	}
 	switch {
 	case org == nil || org.DeletedAt != 0:
-		return nil, failed("the API key has been revoked")
+		return nil, failedKey(k, "the API key has been revoked", whyRevoked)
 	case auth.Disabled:
-		return nil, failed("the API key is disabled")
+		return nil, failedKey(k, "the API key is disabled", whyDisabled)
 	}
 	cred := &credential{
 		validTo: validTo,
@@ -317,9 +327,9 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 	case errors.Is(err, errUnknownKey):
 		return nil, errUnknownCredential
 	case errors.Is(err, errTokenExpired):
-		return nil, failed("the token has expired")
+		return nil, failed("the token has expired").because(whyExpired)
 	case errors.Is(err, errTokenInvalid):
-		return nil, failed("the token is not valid")
+		return nil, failed("the token is not valid").because(whyInvalid)
 	default:
 		return nil, err
 	}
@@ -331,14 +341,14 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 		return nil, errUnknownCredential
 	}
 	if session.EndedAt != 0 || session.UserID != cl.UserID || session.ExpiresAt <= now.UnixMilli() {
-		return nil, failed("the session has ended")
+		return nil, failedSession(&cl)
 	}
 	user, err := s.state.User(cl.UserID)
 	if err != nil {
 		return nil, err
 	}
 	if user == nil || user.DeletedAt != 0 || user.DisabledAt != 0 {
-		return nil, failed("the session has ended")
+		return nil, failedSession(&cl)
 	}
 	org := cl.OrganizationID
 	if org == "" {

@@ -171,3 +171,23 @@ func BenchmarkVerify(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkFailedCredential(b *testing.B) {
+	cfg, _, _, _ := edgeConfig(func(c *authapi.Config) { c.Limit.Anonymous = rule(1e12) })
+	srv, err := authapi.New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := srv.Shutdown(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+	h := newHot(b, srv.Handler(), "GET /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\nX-API-Key: sk_live_x\r\n\r\n")
+	b.ReportAllocs()
+	for b.Loop() {
+		if status := h.run(); status != 401 {
+			b.Fatal(status)
+		}
+	}
+}

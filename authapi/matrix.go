@@ -139,7 +139,7 @@ func (c *call) access(organizationID string) (access, error) {
 	switch c.principal.Method {
 	case MethodAPIKey:
 		if c.principal.OrganizationID != organizationID {
-			return access{}, errNotFound()
+			return access{}, c.notYours(organizationID)
 		}
 	case MethodJWT:
 		m, err := found(c, func() (*state.Membership, error) {
@@ -149,7 +149,7 @@ func (c *call) access(organizationID string) (access, error) {
 			return access{}, err
 		}
 		if m == nil {
-			return access{}, errNotFound()
+			return access{}, c.notYours(organizationID)
 		}
 		a.role = m.Role
 	default:

@@ -28,6 +28,8 @@ type Problem struct {
 	Challenge string `json:"-"`
 	// Allow is the Allow header of a 405.
 	Allow string `json:"-"`
+	// concern is for the audit log; nil where there is nothing to say.
+	concern *concern
 }
 
 // FieldError is one mistake in a request's body or query.

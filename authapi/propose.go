@@ -88,12 +88,14 @@ const (
 	kindSession      = "session"
 	kindOrganization = "organization"
 	kindSigningKey   = "signing_key"
+	kindEndpoint     = "endpoint"
 )
 
 // Results in audit events.
 const (
 	resultSuccess = "success"
 	resultFailure = "failure"
+	resultDenied  = "denied"
 )
 
 // maxUserAgent is how much of a User-Agent is kept, in bytes.

@@ -258,6 +258,7 @@ func (c *call) fail(err error) {
 	if p.Status == http.StatusServiceUnavailable {
 		c.refund()
 	}
+	c.noteRefusal(p)
 	c.ctx.Response.Reset()
 	c.ctx.Response.Header.SetNoDefaultContentType(true)
 	c.writeProblem(p)

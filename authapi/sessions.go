@@ -65,7 +65,7 @@ func handleRefresh(c *call) error {
 	}
 	presented, ok := keys.parse(req.RefreshToken)
 	if !ok {
-		return errRefreshToken()
+		return errRefreshToken().because(whyRefreshInvalid)
 	}
 	if fromCookie {
 		if err := c.checkCSRF(presented.sessionID()); err != nil {
@@ -77,10 +77,7 @@ func handleRefresh(c *call) error {
 		return err
 	}
 	if session == nil {
-		return errRefreshToken()
-	}
-	if session.EndedAt != 0 {
-		return endedAnswer(session)
+		return errRefreshToken().because(whyUnknown)
 	}
 	user, err := s.state.User(session.UserID)
 	if err != nil {
@@ -88,6 +85,9 @@ func handleRefresh(c *call) error {
 	}
 	if user == nil {
 		return errSessionEnded()
+	}
+	if session.EndedAt != 0 {
+		return endedAnswer(session).concerning(user.PersonalOrg, kindSession, session.ID, whySessionEnded)
 	}
 	next := keys.successor(presented)
 	ctx, cancel := c.context()
@@ -103,9 +103,9 @@ func handleRefresh(c *call) error {
 	})
 	if refusedWith(err, state.CodeSessionEnded) || refusedWith(err, state.CodeNotFound) {
 		if session, err := s.state.Session(session.ID); err == nil && session != nil && session.EndedAt != 0 {
-			return endedAnswer(session)
+			return endedAnswer(session).concerning(user.PersonalOrg, kindSession, session.ID, whySessionEnded)
 		}
-		return errSessionEnded()
+		return errSessionEnded().concerning(user.PersonalOrg, kindSession, session.ID, whySessionEnded)
 	}
 	if err != nil {
 		return err
@@ -203,10 +203,17 @@ func handleListSessions(c *call) error {
 }
 
 func handleEndSession(c *call) error {
-	if !plainID(c.param(0)) {
+	id := c.param(0)
+	if !plainID(id) {
 		return errNotFound()
 	}
-	return c.endSession(c.param(0), endRevoked)
+	err := c.endSession(id, endRevoked)
+	if refusedWith(err, state.CodeNotFound) {
+		if session, err := c.srv.state.Session(id); err == nil && session != nil {
+			return errNotFound().concerning("", kindSession, id, whyForeign)
+		}
+	}
+	return err
 }
 
 type passwordRequest struct {

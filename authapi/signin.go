@@ -1,15 +1,10 @@
 package authapi
 
 import (
-	"context"
 	"net/http"
 	"slices"
-	"strconv"
-	"sync"
-	"time"
 
 	"sluice/limiter"
-	"sluice/raftfsm/state"
 )
 
 // The guard slows guessing down. Its rules are spent by attempts and given back by those that succeed, so they count
@@ -84,108 +79,4 @@ func (c *call) guardSignIn(subject string) (*attempt, error) {
 		}
 	}
 	return nil, p
-}
-
-// Failed sign-ins are audited in batches, so that a flood of them is no flood of log entries: at most failuresBatch
-// events in a proposal and one proposal in flushEvery, and of one account and address one event in failuresQuiet, which
-// says how many attempts it stands for.
-const (
-	failuresMax   = 1024 // accounts and addresses at once; attempts beyond them are only logged, as a number
-	failuresBatch = 32
-	failuresQuiet = 10 * time.Second
-	flushEvery    = 250 * time.Millisecond
-)
-
-type failureID struct{ userID, address string }
-
-type failure struct {
-	event    state.AuditEvent // of the first attempt since the last flush
-	attempts int
-	quiet    time.Time // not before this time
-}
-
-// failures are the failed sign-ins that are not audited yet.
-type failures struct {
-	mu      sync.Mutex
-	pending map[failureID]*failure
-	lost    int
-}
-
-func newFailures() failures { return failures{pending: map[failureID]*failure{}} }
-
-// signInFailed notes a failed sign-in. user is nil where no account was named; what was typed instead is not kept: it is
-// too often a password.
-func (c *call) signInFailed(user *state.User) {
-	f := &c.srv.accounts.failures
-	id := failureID{address: c.clientIP}
-	var org string
-	if user != nil {
-		id.userID, org = user.ID, user.PersonalOrg
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := f.pending[id]
-	if p == nil {
-		if len(f.pending) >= failuresMax {
-			f.lost++
-			return
-		}
-		p = &failure{}
-		f.pending[id] = p
-	}
-	if p.attempts++; p.attempts == 1 {
-		p.event = c.event("session.failed", org, kindUser, id.userID)
-		p.event.Result = resultFailure
-	}
-}
-
-// due takes up to a batch of events, and forgets what has been quiet. lost is how many attempts no event stands for.
-func (f *failures) due(now time.Time, all bool) (events []state.AuditEvent, lost int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	lost, f.lost = f.lost, 0
-	for id, p := range f.pending {
-		switch {
-		case now.Before(p.quiet) && !all:
-		case p.attempts == 0:
-			delete(f.pending, id)
-		case len(events) < failuresBatch:
-			e := p.event
-			e.Detail = append(e.Detail, state.Pair{Name: "attempts", Value: strconv.Itoa(p.attempts)})
-			events = append(events, e)
-			p.attempts, p.quiet = 0, now.Add(failuresQuiet)
-		}
-	}
-	return events, lost
-}
-
-// restore puts events back that could not be proposed.
-func (f *failures) restore(events []state.AuditEvent) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, e := range events {
-		n, err := strconv.Atoi(e.Detail[len(e.Detail)-1].Value)
-		p := f.pending[failureID{userID: e.SubjectID, address: e.IP}]
-		if err != nil || p == nil {
-			continue
-		}
-		e.Detail = e.Detail[:len(e.Detail)-1]
-		p.event, p.attempts, p.quiet = e, p.attempts+n, time.Time{}
-	}
-}
-
-// flushFailures proposes one batch.
-func (s *Server) flushFailures(ctx context.Context, all bool) {
-	f := &s.accounts.failures
-	events, lost := f.due(s.clock(), all)
-	if lost > 0 {
-		s.log.Warn("failed sign-ins left out of the audit log", "attempts", lost)
-	}
-	if len(events) == 0 {
-		return
-	}
-	if _, err := s.propose(ctx, state.AppendAudit{Events: events}); err != nil {
-		s.log.Debug("failed sign-ins not audited yet", "error", err, "events", len(events))
-		f.restore(events)
-	}
 }

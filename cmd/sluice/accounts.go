@@ -231,6 +231,8 @@ type auditCommand struct {
 	Organization string `placeholder:"ID" help:"Of one organization; all, and what concerns none, unless given."`
 	Event        string `placeholder:"NAME" help:"One event, or a group of them like 'user.*'."`
 	Actor        string `placeholder:"ID" help:"Id of a user or a key."`
+	Subject      string `placeholder:"ID" help:"Id of what was changed or asked for."`
+	Result       string `placeholder:"RESULT" help:"success, failure or denied."`
 	Since        string `placeholder:"TIME" help:"RFC 3339, inclusive."`
 	Until        string `placeholder:"TIME" help:"RFC 3339, exclusive."`
 	Limit        int    `default:"100" help:"How many events, the newest first (1 to 100000)."`
@@ -249,7 +251,8 @@ func (c *auditCommand) Run(ctx context.Context, env environment) error {
 	defer cancel()
 	query := url.Values{}
 	for name, value := range map[string]string{
-		"organization_id": c.Organization, "event": c.Event, "actor": c.Actor, "since": c.Since, "until": c.Until,
+		"organization_id": c.Organization, "event": c.Event, "actor": c.Actor, "subject": c.Subject, "result": c.Result,
+		"since": c.Since, "until": c.Until,
 	} {
 		if value != "" {
 			query.Set(name, value)

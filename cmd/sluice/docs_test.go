@@ -65,3 +65,49 @@ func TestErrorsDocument_HasEveryCode(t *testing.T) {
 		t.Errorf("codes without a section: %v; sections without a code: %v; %d codes in the sources", missing, extra, len(inSources))
 	}
 }
+
+// TestAuditDocument_HasEveryEvent compares docs/audit.md with the events in the sources, both ways.
+func TestAuditDocument_HasEveryEvent(t *testing.T) {
+	t.Parallel()
+	document, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]bool)
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[a-z_]+\\.[^|]*)\\|").FindAllStringSubmatch(string(document), -1) {
+		for _, m := range regexp.MustCompile("`([a-z_]+\\.[a-z_]+)`").FindAllStringSubmatch(row[1], -1) {
+			documented[m[1]] = true
+		}
+	}
+	inSources := make(map[string]bool)
+	event := regexp.MustCompile(`"((?:access|api_key|credential|identity|limit|member|oauth|organization|policy|session|signing_key|token|user)\.[a-z_]+)"`)
+	files, err := filepath.Glob("../../authapi/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range event.FindAllStringSubmatch(string(text), -1) {
+			inSources[m[1]] = true
+		}
+	}
+	for name := range inSources {
+		if !documented[name] {
+			t.Errorf("%s is not in the list", name)
+		}
+	}
+	for name := range documented {
+		if !inSources[name] {
+			t.Errorf("%s is in the list and nowhere else", name)
+		}
+	}
+	if len(inSources) < 15 {
+		t.Errorf("%d events found in the sources", len(inSources))
+	}
+}
