@@ -22,6 +22,7 @@ var (
 	NormalUsername      = normalUsername
 	ParseIdempotencyKey = parseIdempotencyKey
 	NewID               = newID
+	ParseForm           = parseForm
 )
 
 const (

@@ -90,6 +90,11 @@ func isJSON(contentType []byte) bool {
 	if !strings.EqualFold(strings.TrimSpace(media), "application/json") {
 		return false
 	}
+	return isUTF8Parameter(rest)
+}
+
+// isUTF8Parameter accepts no parameter of a media type, or charset=utf-8.
+func isUTF8Parameter(rest string) bool {
 	rest = strings.TrimSpace(rest)
 	if rest == "" {
 		return true

@@ -1,9 +1,12 @@
 package authapi
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/json"
 	"net/http"
 )
 
@@ -65,6 +68,11 @@ type metadata struct {
 	GrantTypes    []string `json:"grant_types_supported"`
 	SigningAlgs   []string `json:"access_token_signing_alg_values_supported"`
 	Documentation string   `json:"service_documentation"`
+	Introspection string   `json:"introspection_endpoint"`
+	Revocation    string   `json:"revocation_endpoint"`
+	// By a key as a bearer token, and by holding the token that is revoked.
+	IntrospectionAuth []string `json:"introspection_endpoint_auth_methods_supported"`
+	RevocationAuth    []string `json:"revocation_endpoint_auth_methods_supported"`
 }
 
 // handleMetadata describes the issuer. Without a configured public URL, links are made from the request's host, which
@@ -79,14 +87,52 @@ func handleMetadata(c *call) error {
 		Issuer: c.srv.tokens.issuer, JWKSURI: base + "/.well-known/jwks.json",
 		ResponseTypes: []string{}, GrantTypes: []string{}, SigningAlgs: []string{c.srv.cfg.Auth.SigningAlgorithm},
 		Documentation: base + "/openapi.json",
+		Introspection: base + "/oauth2/introspect", IntrospectionAuth: []string{"Bearer"},
+		Revocation: base + "/oauth2/revoke", RevocationAuth: []string{"none"},
 	})
 }
 
-// writeDocument answers with a public document that may be kept for a while.
+// writeDocument answers with a public document.
 func (c *call) writeDocument(v any) error {
-	if err := c.writeJSON(http.StatusOK, v); err != nil {
+	b, err := json.Marshal(v)
+	if err != nil {
 		return err
 	}
-	c.ctx.Response.Header.SetCanonical(headerCacheControl, []byte(documentMaxAge))
+	c.writeTagged(b, etagOf(b), documentMaxAge)
 	return nil
+}
+
+// etagOf is the strong validator of a document (RFC 9110, section 8.8.3).
+func etagOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
+}
+
+// writeTagged answers with a public document that may be kept for a while and asked for again by its tag, for every page:
+// nothing in it is anybody's. body is not copied.
+func (c *call) writeTagged(body []byte, etag, maxAge string) {
+	h := &c.ctx.Response.Header
+	h.Set("ETag", etag)
+	h.SetCanonical(headerCacheControl, []byte(maxAge))
+	h.SetCanonical(headerAllowOrigin, []byte("*"))
+	if tagMatches(c.ctx.Request.Header.PeekAll("If-None-Match"), etag) {
+		c.ctx.SetStatusCode(http.StatusNotModified)
+		return
+	}
+	c.ctx.SetStatusCode(http.StatusOK)
+	h.SetContentTypeBytes(typeJSON)
+	c.ctx.Response.SetBodyRaw(body)
+}
+
+// tagMatches says whether one of the tags in If-None-Match is etag, compared weakly (RFC 9110, section 13.1.2).
+func tagMatches(lines [][]byte, etag string) bool {
+	for _, line := range lines {
+		for tag := range bytes.SplitSeq(line, []byte{','}) {
+			tag = trimSpace(tag)
+			if string(tag) == "*" || string(bytes.TrimPrefix(tag, []byte("W/"))) == etag {
+				return true
+			}
+		}
+	}
+	return false
 }

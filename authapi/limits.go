@@ -213,7 +213,11 @@ func (c *call) writeRefused() {
 			sep = `,"`
 		}
 	}
-	b = append(b, `]}`...)
+	b = append(b, ']')
+	if c.route != nil && c.route.oauth {
+		b = append(b, `,"error":"`+oauthUnavailable+`"`...)
+	}
+	b = append(b, '}')
 	c.ctx.Response.SetBody(b)
 	c.scratch = b[:0]
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"net/http"
 )
 
 // openAPIParts describe every route of the table, a file for each part of the API; a test holds routes and document
@@ -22,6 +21,8 @@ var openAPI = func() []byte {
 	}
 	return b
 }()
+
+var openAPITag = etagOf(openAPI)
 
 // joinOpenAPI makes one document of the parts. A path or a component that two of them have is a mistake.
 func joinOpenAPI(parts fs.FS) ([]byte, error) {
@@ -85,10 +86,6 @@ func addParts(to, from map[string]json.RawMessage) error {
 }
 
 func handleOpenAPI(c *call) error {
-	c.ctx.SetStatusCode(http.StatusOK)
-	c.ctx.Response.Header.SetContentTypeBytes(typeJSON)
-	c.ctx.Response.Header.Set("Cache-Control", "public, max-age=300")
-	c.ctx.Response.Header.Set("Access-Control-Allow-Origin", "*")
-	c.ctx.Response.SetBodyRaw(openAPI)
+	c.writeTagged(openAPI, openAPITag, "public, max-age=300")
 	return nil
 }

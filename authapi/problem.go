@@ -24,6 +24,9 @@ type Problem struct {
 	// Violated are the names of the policies that refused, for a 429.
 	Violated []string `json:"violated-policies,omitempty"`
 
+	// OAuth is the error code of RFC 6749, section 5.2, for the endpoints whose clients look for it.
+	OAuth string `json:"error,omitempty"`
+
 	// Challenge is the WWW-Authenticate of a 401 or 403; "" for none.
 	Challenge string `json:"-"`
 	// Allow is the Allow header of a 405.

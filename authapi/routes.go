@@ -42,11 +42,13 @@ type route struct {
 	layer   layer
 	// verify marks the forward-auth checks, whose cost and needs come from the request that they describe.
 	verify dialect
+	// oauth marks the endpoints of OAuth, whose errors have its `error` member beside our own.
+	oauth bool
 }
 
 // routeTable is every route that Sluice itself answers.
 func (s *Server) routeTable() []route {
-	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes())
+	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes())
 }
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.

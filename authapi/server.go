@@ -259,6 +259,9 @@ func (c *call) fail(err error) {
 		c.refund()
 	}
 	c.noteRefusal(p)
+	if c.route != nil && c.route.oauth {
+		p.OAuth = oauthError(p)
+	}
 	c.ctx.Response.Reset()
 	c.ctx.Response.Header.SetNoDefaultContentType(true)
 	c.writeProblem(p)

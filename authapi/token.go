@@ -34,6 +34,7 @@ type claims struct {
 	SessionID      string
 	OrganizationID string // the user's personal organization
 	TokenID        string
+	IssuedAt       int64 // Unix milliseconds
 	ExpiresAt      int64 // Unix milliseconds
 }
 
@@ -200,7 +201,7 @@ func (t *tokens) verifyFully(ring *keyring, token, header string, now time.Time)
 	}
 	return claims{
 		UserID: ac.Subject, SessionID: ac.SessionID, OrganizationID: ac.OrganizationID, TokenID: ac.ID,
-		ExpiresAt: *ac.Expires * 1000,
+		IssuedAt: *ac.Issued * 1000, ExpiresAt: *ac.Expires * 1000,
 	}, nil
 }
 
