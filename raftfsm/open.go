@@ -47,6 +47,7 @@ type FSM struct {
 	index   atomic.Uint64
 	limiter atomic.Pointer[state.LimiterState]
 	resets  atomic.Pointer[[]state.Reset]
+	facts   *facts
 	waiting waiters
 	closed  chan struct{}
 	closing sync.Once
@@ -84,7 +85,7 @@ func Open(config Config) (*FSM, error) {
 	if config.step == nil {
 		config.step = func(string) error { return nil }
 	}
-	f := &FSM{config: config, logger: config.Logger, closed: make(chan struct{}), subscribers: make(map[uint64]func())}
+	f := &FSM{config: config, logger: config.Logger, closed: make(chan struct{}), subscribers: make(map[uint64]func()), facts: newFacts()}
 	if f.config.Fatal == nil {
 		f.config.Fatal = func(err error) {
 			f.logger.Error("replicated state failed, ending the process", "error", err)

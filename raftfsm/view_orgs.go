@@ -29,6 +29,7 @@ func (v *View) MembersOf(organizationID, after string, limit int) (list []state.
 // KeyAuth finds what deciding about a key takes by the SHA-256 of its present or previous secret, revoked and expired
 // keys too; nil for an unknown one.
 func (v *View) KeyAuth(hash [32]byte) (auth *state.KeyAuth, err error) {
+	epoch := v.fsm.Epoch() // before the read: what is read is at least this new
 	err = v.read(func(txn *badger.Txn) error {
 		id, err := read(txn, key1(prefixKeyHash, string(hash[:])))
 		if err != nil || id == nil {
@@ -43,17 +44,12 @@ func (v *View) KeyAuth(hash [32]byte) (auth *state.KeyAuth, err error) {
 			return nil
 		}
 		found := &state.KeyAuth{Key: *key}
-		if found.Organization, err = find[state.Organization](txn, key1(prefixOrg, key.OrganizationID)); err != nil {
+		if found.Organization, err = v.fsm.facts.organization(txn, epoch, key.OrganizationID); err != nil {
 			return err
 		}
-		var failure error
-		disabled, known := disabledBehind(key.CreatedBy,
-			func(id string) *state.User { return loadOr[state.User](txn, key1(prefixUser, id), &failure) },
-			func(id string) *state.APIKey { return loadOr[state.APIKey](txn, key1(prefixKey, id), &failure) })
-		if failure != nil {
-			return failure
+		if found.Disabled, err = v.fsm.facts.disabled(txn, epoch, key.CreatedBy); err != nil {
+			return err
 		}
-		found.Disabled = disabled || !known
 		auth = found
 		return nil
 	})

@@ -73,7 +73,7 @@ type APIKey struct {
 // KeyAuth is what deciding about a presented key takes, all of one moment of the state.
 type KeyAuth struct {
 	Key          APIKey        // LastUsedAt is not filled in
-	Organization *Organization // nil where there is no record of it
+	Organization *Organization // nil where there is no record of it; Name is not filled in
 	// Disabled is set while the user who made the key, or the key that made it, and so on, is disabled; also where that
 	// chain is longer than MaxKeyChain. A maker whose account was deleted disables nothing: the key is the organization's.
 	Disabled bool
