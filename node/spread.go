@@ -25,7 +25,7 @@ func narrows(cmd state.Command, result state.Result) bool {
 		return true
 	case state.RefreshSession:
 		return result.Outcome == state.OutcomeReused
-	case state.CreateSession:
+	case state.CreateSession, state.SignInByIdentity:
 		return result.Count > 0 // the oldest ended
 	}
 	return false

@@ -1,11 +1,7 @@
 package raftfsm
 
 import (
-	"errors"
-
 	"github.com/dgraph-io/badger/v4"
-
-	"sluice/raftfsm/state"
 )
 
 // Names for the tests in package raftfsm_test.
@@ -34,18 +30,6 @@ func (f *FSM) Abandon() {
 	<-h.idle
 	h.db.Close()
 	f.retired.Wait()
-}
-
-// PutIdentity writes the records of an identity past the log, as a command that makes one does.
-func (f *FSM) PutIdentity(identity state.Identity) error {
-	value, err := state.Marshal(identity)
-	if err != nil {
-		return err
-	}
-	key := key2(prefixIdentity, identity.Provider, identity.Subject)
-	return f.current.Load().db.Update(func(txn *badger.Txn) error {
-		return errors.Join(txn.Set(key, value), txn.Set(key2(prefixUserIdentity, identity.UserID, string(key[1:])), nil))
-	})
 }
 
 // Identities counts the records of identities, and of users' lists of them.

@@ -249,6 +249,16 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return recordKeyUse(b, c)
 	case state.RevokeKeyBySecret:
 		return revokeKeyBySecret(b, c)
+	case state.UseOnce:
+		return useOnce(b, c)
+	case state.RegisterIdentity:
+		return registerIdentity(b, c)
+	case state.SignInByIdentity:
+		return signInByIdentity(b, c)
+	case state.LinkIdentity:
+		return linkIdentity(b, c)
+	case state.UnlinkIdentity:
+		return unlinkIdentity(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -100,6 +100,9 @@ func randomLog(t testing.TB, seed uint64, size int) []*raft.Log {
 		default:
 			c = randomOrgChange(random, now, events)
 		}
+		if random.IntN(6) == 0 {
+			c = randomSignIn(random, now, events)
+		}
 		e := state.Envelope{ProposedAt: now, Command: c}
 		e.RequestID[0], e.RequestID[1] = 1, byte(random.IntN(200))
 		logs = append(logs, logOf(t, uint64(i), e))

@@ -39,6 +39,8 @@ const (
 	prefixLimiter        = 'l' // l -> LimiterState
 	prefixNode           = 'N' // N<node> -> NodeInfo
 	prefixReset          = 'Z' // Z<bucket> -> Reset
+	prefixOnce           = 'w' // w<hash> -> OnceRecord
+	prefixOnceEnd        = 'W' // W<time><hash>; time is the record's ExpiresAt
 )
 
 var (

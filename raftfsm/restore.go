@@ -203,6 +203,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.ClusterSecrets))
 	case prefixLimiter:
 		err = state.Unmarshal(value, new(state.LimiterState))
+	case prefixOnce:
+		err = state.Unmarshal(value, new(state.OnceRecord))
 	case prefixNode:
 		err = state.Unmarshal(value, new(state.NodeInfo))
 	case prefixReset:
@@ -221,7 +223,7 @@ func checkRecord(key, value []byte) error {
 		if len(value) != 24 || len(key) != 9 {
 			err = errors.New("not a request's age")
 		}
-	case prefixSessionEnd, prefixIdempotencyAge:
+	case prefixSessionEnd, prefixIdempotencyAge, prefixOnceEnd:
 		if len(key) < 9 {
 			err = errors.New("not an age")
 		}

@@ -397,9 +397,7 @@ func TestDeleteUser_IdentitiesGo(t *testing.T) {
 		{Provider: "google", Subject: "1", UserID: "usr_ada"}, {Provider: "github", Subject: "1\x002", UserID: "usr_ada"},
 		{Provider: "google", Subject: "2", UserID: "usr_bob"},
 	} {
-		if err := f.fsm.PutIdentity(i); err != nil {
-			t.Fatal(err)
-		}
+		f.must(state.LinkIdentity{Identity: i, SessionID: strings.Replace(i.UserID, "usr_", "ses_", 1), At: f.now})
 	}
 	f.must(state.DeleteUser{UserID: "usr_ada", PasswordHash: "hash of ada", At: f.now})
 	if identities, listed, err := f.fsm.Identities(); identities != 1 || listed != 1 || err != nil {

@@ -109,6 +109,12 @@ var decoders = map[uint16]func([]byte) (Command, error){
 
 	TypeRecordKeyUse:      decodeAs[RecordKeyUse],
 	TypeRevokeKeyBySecret: decodeAs[RevokeKeyBySecret],
+
+	TypeUseOnce:          decodeAs[UseOnce],
+	TypeRegisterIdentity: decodeAs[RegisterIdentity],
+	TypeSignInByIdentity: decodeAs[SignInByIdentity],
+	TypeLinkIdentity:     decodeAs[LinkIdentity],
+	TypeUnlinkIdentity:   decodeAs[UnlinkIdentity],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

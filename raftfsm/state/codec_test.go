@@ -34,6 +34,7 @@ var samples = []state.Command{
 	&state.TransferOrg{}, &state.SetPlan{}, &state.DeleteUser{}, &state.SetUserDisabled{},
 
 	&state.RecordKeyUse{}, &state.RevokeKeyBySecret{},
+	&state.UseOnce{}, &state.RegisterIdentity{}, &state.SignInByIdentity{}, &state.LinkIdentity{}, &state.UnlinkIdentity{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

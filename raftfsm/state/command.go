@@ -53,6 +53,12 @@ const (
 
 	TypeRecordKeyUse      uint16 = 39
 	TypeRevokeKeyBySecret uint16 = 40
+
+	TypeUseOnce          uint16 = 34
+	TypeRegisterIdentity uint16 = 35
+	TypeSignInByIdentity uint16 = 36
+	TypeLinkIdentity     uint16 = 37
+	TypeUnlinkIdentity   uint16 = 38
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.

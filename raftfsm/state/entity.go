@@ -21,6 +21,12 @@ type Identity struct {
 	CreatedAt int64  `cbor:"5,keyasint"`
 }
 
+// OnceRecord says that something that may happen once has happened.
+type OnceRecord struct {
+	Kind      string `cbor:"1,keyasint"`
+	ExpiresAt int64  `cbor:"2,keyasint"`
+}
+
 // Organization owns API keys and has members.
 type Organization struct {
 	ID        string `cbor:"1,keyasint"`

@@ -15,6 +15,12 @@ const (
 	CodeAlreadyMember        = "already_member"
 	// CodeMembershipLimit: the organization has as many members, or the user as many memberships, as there can be.
 	CodeMembershipLimit = "membership_limit"
+	// CodeIdentityTaken: the identity at a provider belongs to another user.
+	CodeIdentityTaken = "identity_taken"
+	// CodeLastSignIn: the user would be left without a way to sign in.
+	CodeLastSignIn = "last_sign_in"
+	// CodeAlreadyUsed: what may happen once has happened. It never reaches a client under this name.
+	CodeAlreadyUsed = "already_used"
 	// CodeIdempotencyMismatch: the Idempotency-Key was used with another request.
 	CodeIdempotencyMismatch = "idempotency_key_reused"
 	// CodeTooManyResets: more buckets were reset lately than can be remembered. A retry helps after their windows have ended.
