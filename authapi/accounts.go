@@ -93,6 +93,7 @@ type tokensBody struct {
 	RefreshExpiresAt string `json:"refresh_expires_at"`
 
 	expires, refreshExpires int64 // the same, Unix milliseconds
+	session                 string
 }
 
 type registerRequest struct {
@@ -266,7 +267,9 @@ func (c *call) newSession(userID, organizationID string) (state.Session, *tokens
 	if err != nil {
 		return session, nil, err
 	}
-	return session, newTokensBody(token, expires, refresh.text(), session.ExpiresAt), nil
+	pair := newTokensBody(token, expires, refresh.text(), session.ExpiresAt)
+	pair.session = session.ID
+	return session, pair, nil
 }
 
 func newTokensBody(token string, expires int64, refresh string, refreshExpires int64) *tokensBody {

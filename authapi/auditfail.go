@@ -35,6 +35,7 @@ const (
 	credentialFailed incidentKind = iota
 	sessionFailed
 	accessDenied
+	oauthFailed
 	incidentKinds
 )
 
@@ -42,6 +43,7 @@ var incidentEvents = [incidentKinds]struct{ event, result string }{
 	credentialFailed: {"credential.failed", resultFailure},
 	sessionFailed:    {"session.failed", resultFailure},
 	accessDenied:     {"access.denied", resultDenied},
+	oauthFailed:      {"oauth.failed", resultFailure},
 }
 
 // Why a credential failed, as credential.failed says it.

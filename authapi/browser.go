@@ -30,7 +30,7 @@ const (
 type cors struct {
 	origins     map[string]struct{}
 	maxAge      []byte
-	credentials bool // cookies are a credential here
+	credentials bool // cookies are a credential here; where not, pages still keep the cookie that a link to a provider takes
 }
 
 func newCORS(cfg CORSConfig, cookies bool) *cors {
@@ -105,7 +105,7 @@ func (c *call) writeCORS() {
 	}
 	h.SetCanonical(headerAllowOrigin, origin)
 	h.SetCanonical(headerExposeHeaders, valueCORSExposed)
-	if x.credentials {
+	if x.credentials || len(c.srv.oauth.Load().providers) > 0 {
 		h.SetCanonical(headerAllowCredentials, valueTrue)
 	}
 }

@@ -26,6 +26,7 @@ type Config struct {
 
 	CORS   CORSConfig
 	Auth   AuthConfig
+	OAuth  OAuthConfig
 	Limit  LimitConfig
 	Routes []Route
 	// RoutesDefaultAllow lets a described request that matches no route through (routes_default = "allow").

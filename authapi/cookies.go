@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"crypto/subtle"
 	"encoding/base64"
 	"net/http"
@@ -176,8 +177,11 @@ func (c *call) setCookie(name, value, path string, expires int64, httpOnly bool)
 	c.ctx.Response.Header.SetCookie(&k)
 }
 
-// hideCookies keeps the sessions' cookies from an upstream.
+// hideCookies keeps the cookies of sessions and sign-ins from an upstream.
 func (c *call) hideCookies(h *fasthttp.RequestHeader) {
+	if bytes.Contains(h.Peek("Cookie"), []byte(cookieOAuth)) {
+		c.hideSignIns(h)
+	}
 	if n := c.srv.cookies; n != nil {
 		h.DelCookie(n.access)
 		h.DelCookie(n.refresh)

@@ -39,6 +39,10 @@ type State interface {
 	// KeyUsage is what is known of the uses of keys, in the order of the ids; zero for a key that was never used.
 	KeyUsage(ids ...string) ([]state.KeyUsage, error)
 	Session(id string) (*state.Session, error)
+	// Identity finds who signs in by a subject of a provider.
+	Identity(provider, subject string) (*state.Identity, error)
+	// IdentitiesOf lists a user's identities, by provider.
+	IdentitiesOf(userID string) ([]state.Identity, error)
 	// SessionsOf lists a user's live sessions, oldest first.
 	SessionsOf(userID string) ([]state.Session, error)
 	// SigningKeys lists all that may still verify, oldest first.

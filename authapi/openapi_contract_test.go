@@ -62,17 +62,18 @@ func (c *contract) operation(method, path string) string {
 	if strings.HasPrefix(path, "/api/v1/auth/verify") && method != "HEAD" {
 		method = "GET" // which answers every method alike
 	}
+	// The path is chosen first: a literal one wins over a parameter whatever methods it has.
 	best, literal := "", -1
 	for name := range c.documented {
-		m, pattern, _ := strings.Cut(name, " ")
-		if m != method {
-			continue
-		}
+		_, pattern, _ := strings.Cut(name, " ")
 		if n, ok := matchPattern(pattern, path); ok && n > literal {
-			best, literal = name, n
+			best, literal = pattern, n
 		}
 	}
-	return best
+	if name := method + " " + best; c.documented[name] != nil {
+		return name
+	}
+	return ""
 }
 
 // matchPattern counts the literal segments of a pattern that a path matches. A last {path} takes all that is left.

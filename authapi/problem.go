@@ -102,6 +102,9 @@ var refusals = map[string]struct {
 	state.CodeAlreadyMember: {http.StatusConflict, "the user is a member already; change the role instead"},
 	state.CodeMembershipLimit: {http.StatusConflict,
 		"there are as many members or memberships as there can be; remove or leave some first"},
+	state.CodeIdentityTaken: {http.StatusConflict, "this identity belongs to another account"},
+	state.CodeLastSignIn: {http.StatusConflict,
+		"the account would be left without a way to sign in; set a password or link another identity first"},
 	state.CodeIdempotencyMismatch: {http.StatusUnprocessableEntity, "this Idempotency-Key was used with another request"},
 }
 

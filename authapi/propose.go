@@ -89,6 +89,7 @@ const (
 	kindOrganization = "organization"
 	kindSigningKey   = "signing_key"
 	kindEndpoint     = "endpoint"
+	kindProvider     = "provider"
 )
 
 // Results in audit events.

@@ -33,14 +33,17 @@ const (
 	refreshKeyLen     = 32
 )
 
-// refreshKeys are what refresh tokens, and fingerprints of requests, are derived with. They never change.
+// refreshKeys are what refresh tokens and fingerprints of requests are derived with, and sign-ins with a provider sealed. They never change.
 type refreshKeys struct {
-	tag, next, fingerprint, csrf []byte
+	tag, next, fingerprint, csrf, oauth []byte
 }
 
 func newRefreshKeys(root []byte) *refreshKeys {
 	derive := func(label string) []byte { return hmacSum(root, []byte("sluice "+label+" v1")) }
-	return &refreshKeys{tag: derive("refresh tag"), next: derive("refresh successor"), fingerprint: derive("request fingerprint"), csrf: derive("csrf token")}
+	return &refreshKeys{
+		tag: derive("refresh tag"), next: derive("refresh successor"), fingerprint: derive("request fingerprint"), csrf: derive("csrf token"),
+		oauth: derive("sign-in with a provider"),
+	}
 }
 
 func hmacSum(key []byte, parts ...[]byte) []byte {

@@ -48,7 +48,7 @@ type route struct {
 
 // routeTable is every route that Sluice itself answers.
 func (s *Server) routeTable() []route {
-	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes())
+	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes(), oauthRoutes())
 }
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.

@@ -41,6 +41,7 @@ type Server struct {
 	http        *fasthttp.Server
 	cors        *cors
 	cookies     *cookieNames
+	oauth       atomic.Pointer[oauthClients]
 	origin      string // of PublicURL, "" without one
 	https       bool
 	draining    atomic.Bool
@@ -70,6 +71,9 @@ func New(cfg Config) (*Server, error) {
 		matcher:        m,
 		origin:         originOf(cfg.PublicURL),
 		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
+	}
+	if err := s.SetOAuth(cfg.OAuth); err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
 	}
 	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
 	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
@@ -123,6 +127,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
 	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
+	s.oauth.Load().close()
 	s.shadows.close()
 	s.matcher.close()
 	if err != nil {

@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"context"
 	"net/http"
 
 	"sluice/raftfsm/state"
@@ -238,6 +239,10 @@ func handlePassword(c *call) error {
 	if user == nil {
 		return errInvalidCredentials()
 	}
+	current, _ := passwordOf(user, c.now)
+	if current == "" {
+		return c.firstPassword(user, req)
+	}
 	var wrong []FieldError
 	if req.CurrentPassword == "" {
 		wrong = append(wrong, FieldError{"current_password", "is required"})
@@ -256,7 +261,6 @@ func handlePassword(c *call) error {
 	}
 	ctx, cancel := c.context()
 	defer cancel()
-	current, _ := passwordOf(user, c.now)
 	ok, err := s.passwords.check(ctx, current, req.CurrentPassword)
 	if err != nil {
 		attempt.refund()
@@ -267,11 +271,16 @@ func handlePassword(c *call) error {
 		return errInvalidCredentials()
 	}
 	attempt.refund()
-	hash, err := s.passwords.hash(ctx, req.NewPassword)
+	return c.setPassword(ctx, user, req.NewPassword)
+}
+
+// setPassword replaces the password by compare-and-set, which also ends the user's other sessions.
+func (c *call) setPassword(ctx context.Context, user *state.User, password string) error {
+	hash, err := c.srv.passwords.hash(ctx, password)
 	if err != nil {
 		return err
 	}
-	_, err = s.propose(ctx, state.SetPassword{
+	_, err = c.srv.propose(ctx, state.SetPassword{
 		UserID: user.ID, OldHash: user.PasswordHash, NewHash: hash, KeepSessionID: c.principal.SessionID, At: c.now.UnixMilli(),
 		Audit: inOrder(
 			c.event("user.password_changed", user.PersonalOrg, kindUser, user.ID),
@@ -282,6 +291,27 @@ func handlePassword(c *call) error {
 		return err
 	}
 	return c.noContent()
+}
+
+// firstPassword gives a password to an account that has none. There is no current one that would prove that the user is at
+// the keyboard and not somebody with a stolen token, so the session has to be new.
+func (c *call) firstPassword(user *state.User, req passwordRequest) error {
+	var wrong []FieldError
+	if req.CurrentPassword != "" {
+		wrong = append(wrong, FieldError{"current_password", "must be left out: the account has no password"})
+	}
+	if detail := checkPassword(req.NewPassword, user.Username, user.Email); detail != "" {
+		wrong = append(wrong, FieldError{"new_password", detail})
+	}
+	if err := invalidFields(wrong); err != nil {
+		return err
+	}
+	if err := c.reauthenticate(user, ""); err != nil {
+		return err
+	}
+	ctx, cancel := c.context()
+	defer cancel()
+	return c.setPassword(ctx, user, req.NewPassword)
 }
 
 type meResponse struct {

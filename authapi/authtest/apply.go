@@ -77,6 +77,8 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 		return c.recordUseLocked(cmd)
 	case state.RevokeKeyBySecret:
 		return c.revokeBySecretLocked(cmd)
+	case state.UseOnce, state.RegisterIdentity, state.SignInByIdentity, state.LinkIdentity, state.UnlinkIdentity:
+		return c.applyOAuthLocked(cmd)
 	case state.Prune:
 		c.prunes = append(c.prunes, cmd)
 	case state.Barrier:

@@ -252,6 +252,11 @@ func (c *Cluster) deleteUserLocked(cmd state.DeleteUser) state.Result {
 	for _, id := range end {
 		c.endOrgLocked(c.orgs[id], cmd.At)
 	}
+	for id, i := range c.identities {
+		if i.UserID == u.ID {
+			delete(c.identities, id)
+		}
+	}
 	c.users[u.ID] = state.User{ID: u.ID, CreatedAt: u.CreatedAt, DeletedAt: cmd.At, PersonalOrg: u.PersonalOrg}
 	c.endAllLocked(u.ID, "", cmd.At, "account_deleted")
 	c.audit = append(c.audit, cmd.Audit...)

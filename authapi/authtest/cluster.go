@@ -38,6 +38,8 @@ type Cluster struct {
 	audit       []state.AuditEvent // oldest first
 	idempotency map[string]state.Idempotency
 	requests    map[[16]byte]state.Result
+	identities  map[[2]string]state.Identity // by provider and subject
+	once        map[string]bool
 	index       uint64
 	prunes      []state.Prune
 	onPropose   OnPropose
@@ -49,6 +51,7 @@ func NewCluster() *Cluster {
 		users: map[string]state.User{}, orgs: map[string]state.Organization{}, members: map[[2]string]state.Membership{},
 		keys: map[string]state.APIKey{}, sessions: map[string]state.Session{}, idempotency: map[string]state.Idempotency{},
 		requests: map[[16]byte]state.Result{}, usage: map[string]state.KeyUsage{},
+		identities: map[[2]string]state.Identity{}, once: map[string]bool{},
 	}
 }
 
