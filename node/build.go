@@ -36,6 +36,10 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 	if err != nil {
 		return authapi.Config{}, err
 	}
+	oauth, err := c.apiOAuth()
+	if err != nil {
+		return authapi.Config{}, err
+	}
 	return authapi.Config{
 		State:   n.fsm.View(),
 		Cluster: (*apiCluster)(n),
@@ -67,6 +71,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 				Queue:       c.Auth.Argon2.Queue,
 			},
 		},
+		OAuth:              oauth,
 		Limit:              limit,
 		Routes:             c.apiRoutes(),
 		RoutesDefaultAllow: c.RoutesDefault == "allow",

@@ -162,21 +162,29 @@ type Argon2Config struct {
 
 // OAuthConfig lists the providers.
 type OAuthConfig struct {
-	RedirectURIs []string       `toml:"redirect_uris"`
-	Google       ProviderConfig `toml:"google"`
-	GitHub       ProviderConfig `toml:"github"`
+	RedirectURIs []string                       `toml:"redirect_uris"`
+	Google       ProviderConfig                 `toml:"google"`
+	GitHub       ProviderConfig                 `toml:"github"`
+	Providers    map[string]NamedProviderConfig `toml:"providers"`
 }
 
 // ProviderConfig is one OAuth provider; off while ClientID is "". Empty URLs mean the built-in ones.
 type ProviderConfig struct {
-	ClientID     string   `toml:"client_id"`
-	ClientSecret Secret   `toml:"client_secret"`
-	Issuer       string   `toml:"issuer"`
-	AuthURL      string   `toml:"auth_url"`
-	TokenURL     string   `toml:"token_url"`
-	UserInfoURL  string   `toml:"userinfo_url"`
-	JWKSURL      string   `toml:"jwks_url"`
-	Scopes       []string `toml:"scopes"`
+	ClientID         string   `toml:"client_id"`
+	ClientSecret     Secret   `toml:"client_secret"`
+	ClientSecretFile string   `toml:"client_secret_file"` // in its place
+	Issuer           string   `toml:"issuer"`
+	AuthURL          string   `toml:"auth_url"`
+	TokenURL         string   `toml:"token_url"`
+	UserInfoURL      string   `toml:"userinfo_url"`
+	JWKSURL          string   `toml:"jwks_url"`
+	Scopes           []string `toml:"scopes"`
+}
+
+// NamedProviderConfig is one [oauth.providers.<name>]: nothing about it is built in.
+type NamedProviderConfig struct {
+	Kind string `toml:"kind"` // "oidc" (default) or "github"
+	ProviderConfig
 }
 
 // ScopesConfig is the catalogue of resources that scopes may name.

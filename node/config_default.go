@@ -71,6 +71,7 @@ func DefaultConfig() Config {
 			RedirectURIs: []string{},
 			Google:       ProviderConfig{Scopes: []string{}},
 			GitHub:       ProviderConfig{Scopes: []string{}},
+			Providers:    map[string]NamedProviderConfig{},
 		},
 		Plans: map[string]RuleConfig{},
 		Scopes: ScopesConfig{

@@ -13,6 +13,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"sluice/authapi"
 )
 
 // maxConfigBytes bounds a configuration file; the largest sensible one is a hundred times smaller.
@@ -278,10 +280,15 @@ func (c *Config) resolve(path string) error {
 	if err != nil {
 		return fmt.Errorf("find the configuration's directory: %w", err)
 	}
-	for key, field := range map[string]*string{
+	paths := map[string]*string{
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
 		"admin.token_file": &c.Admin.TokenFile,
-	} {
+	}
+	for _, p := range c.oauthProviders() {
+		paths[p.key+".client_secret_file"] = &p.ClientSecretFile
+		defer p.put() // what a map holds has no address
+	}
+	for key, field := range paths {
 		if *field == "" || filepath.IsAbs(*field) {
 			continue
 		}
@@ -349,6 +356,15 @@ func (c *Config) fillEntries() {
 			p.Algorithm = "sliding_window"
 		}
 	}
+	for name, p := range c.OAuth.Providers {
+		if p.Kind == "" {
+			p.Kind = authapi.KindOIDC
+		}
+		if p.Scopes == nil {
+			p.Scopes = []string{}
+		}
+		c.OAuth.Providers[name] = p
+	}
 	for name, plan := range c.Plans {
 		if plan.Window == 0 && !c.origins.named("plans."+name+".window") {
 			plan.Window = c.Limits.APIKey.Window
@@ -413,15 +429,21 @@ func (c *Config) override(environ []string) []Mistake {
 		s.setVariable(rootOf(c), v.name, v.path, v.value)
 	}
 	// A secret of one kind replaces one of the other: that the file names a file is no reason to refuse the variable.
-	for _, pair := range []struct {
+	type pair struct {
 		value, file string
 		clearValue  *Secret
 		clearFile   *string
-	}{
+	}
+	pairs := []pair{
 		{"secrets.cluster", "secrets.cluster_file", &c.Secrets.Cluster, &c.Secrets.ClusterFile},
 		{"secrets.key", "secrets.key_file", &c.Secrets.Key, &c.Secrets.KeyFile},
 		{"admin.token", "admin.token_file", &c.Admin.Token, &c.Admin.TokenFile},
-	} {
+	}
+	for _, p := range c.oauthProviders() {
+		pairs = append(pairs, pair{p.key + ".client_secret", p.key + ".client_secret_file", &p.ClientSecret, &p.ClientSecretFile})
+		defer p.put()
+	}
+	for _, pair := range pairs {
 		value, file := c.origins.places[pair.value], c.origins.places[pair.file]
 		if value.environment && !file.environment {
 			*pair.clearFile = ""

@@ -46,6 +46,10 @@ func (c Config) Notes() []string {
 		notes = append(notes, fmt.Sprintf("auth.max_staleness is %s and a failover may take longer than %s: nodes will refuse credentials for a moment whenever the leader is lost",
 			c.Auth.MaxStaleness, failover))
 	}
+	if on := c.oauthOn(); len(on) > 0 && c.PublicURL == "" {
+		notes = append(notes, fmt.Sprintf("%s is configured and public_url is not: callbacks will be of http and the name that each client used",
+			on[0].key))
+	}
 	if c.Limits.OnIsolation != "available" {
 		return notes
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 
 	"github.com/pelletier/go-toml/v2"
@@ -12,8 +13,13 @@ import (
 // set as values.
 func (c Config) Show(w io.Writer) error {
 	// go-toml writes a text type as its bytes, whatever its MarshalText says.
-	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.Admin.Token, &c.OAuth.Google.ClientSecret, &c.OAuth.GitHub.ClientSecret} {
+	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.Admin.Token} {
 		*secret = Secret(secret.String())
+	}
+	c.OAuth.Providers = maps.Clone(c.OAuth.Providers) // the caller's keep their secrets
+	for _, p := range c.oauthProviders() {
+		p.ClientSecret = Secret(p.ClientSecret.String())
+		p.put()
 	}
 	encoder := toml.NewEncoder(w)
 	encoder.SetIndentTables(false)

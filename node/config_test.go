@@ -35,7 +35,7 @@ func exampleText(t *testing.T, all bool) string {
 	for line := range strings.Lines(string(data)) {
 		if rest, ok := strings.CutPrefix(line, "# "); ok {
 			first, _, _ := strings.Cut(rest, " ")
-			if strings.HasPrefix(rest, "[[") || strings.HasPrefix(rest, "[plans.") || rest[0] >= 'a' && rest[0] <= 'z' && strings.Contains(rest, " = ") && !strings.Contains(first, ".") {
+			if strings.HasPrefix(rest, "[[") || strings.HasPrefix(rest, "[plans.") || strings.HasPrefix(rest, "[oauth.providers.") || rest[0] >= 'a' && rest[0] <= 'z' && strings.Contains(rest, " = ") && !strings.Contains(first, ".") {
 				line = rest
 			}
 		}
@@ -88,7 +88,7 @@ func TestExample_DecodesStrictlyWithEverySetting(t *testing.T) {
 				}
 			}
 		case reflect.Map:
-			walk(typ.Elem(), key+".pro")
+			walk(typ.Elem(), key+map[string]string{"plans": ".pro", "oauth.providers": ".acme"}[key])
 		case reflect.Slice:
 			if typ.Elem().Kind() == reflect.Struct {
 				walk(typ.Elem(), key+"[0]")
@@ -107,6 +107,9 @@ func TestExample_DecodesStrictlyWithEverySetting(t *testing.T) {
 	}
 	cfg.Secrets = SecretsConfig{Cluster: Secret(NewSecret()), Key: Secret(NewSecret())}
 	cfg.InitialMembers, cfg.Peer.Advertise = []string{"10.0.0.1:7100"}, "10.0.0.1:7100"
+	acme := cfg.OAuth.Providers["acme"]
+	acme.ClientSecretFile = write(t, "the secret of a client\n") // there is none where the example says
+	cfg.OAuth.Providers["acme"] = acme
 	if err := cfg.resolve(path); err != nil {
 		t.Fatal(err)
 	}
@@ -253,6 +256,22 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"trailing logs", "[raft]\ntrailing_logs = 100\n", 2, "raft.trailing_logs: 100 is less than twice"},
 		{"client without secret", "[oauth.google]\nclient_id = \"me\"\n", 1, "oauth.google.client_secret: is missing, and oauth.google.client_id"},
 		{"secret without client", "[oauth.github]\nclient_secret = \"me\"\n", 1, "oauth.github.client_id: is missing"},
+		{"secret's file without client", "[oauth.github]\nclient_secret_file = \"me\"\n", 1, "oauth.github.client_id: is missing"},
+		{"secret twice", "[oauth.github]\nclient_id = \"me\"\nclient_secret = \"x\"\nclient_secret_file = \"y\"\n", 4, "oauth.github.client_secret_file: is set together with oauth.github.client_secret"},
+		{"secret's file is missing", "[oauth.github]\nclient_id = \"me\"\nclient_secret_file = \"nowhere\"\n", 3, "oauth.github.client_secret_file: read oauth.github.client_secret_file:"},
+		{"secret's type", "[oauth.google]\nclient_secret = 12345\n", 2, "oauth.google.client_secret: want a text in quotes"},
+		{"redirect", "[oauth]\nredirect_uris = [\"https://a.example\", \"https://a.example/#\"]\n", 2, "oauth.redirect_uris[1]: want a URI without a fragment"},
+		{"redirect to a script", "[oauth]\nredirect_uris = [\"javascript:alert(1)\"]\n", 2, "oauth.redirect_uris[0]: want https, or the scheme of an application"},
+		{"redirect in the clear", "public_url = \"https://api.example.com\"\n[oauth]\nredirect_uris = [\"http://a.example/\"]\n", 3, "oauth.redirect_uris[0]: want https: tokens would cross the network in the clear"},
+		{"scope of a provider", "[oauth.google]\nscopes = [\"openid email\"]\n", 2, "oauth.google.scopes[0]: want a scope without spaces"},
+		{"provider's name", "[oauth.providers.Acme]\nclient_id = \"x\"\n", 1, "oauth.providers.Acme: want a name of up to 32"},
+		{"provider's name is an endpoint's", "[oauth.providers.sessions]\nclient_id = \"x\"\n", 1, "oauth.providers.sessions: /api/v1/auth/sessions is another endpoint"},
+		{"provider's name is another one's", "[oauth.providers.google]\nclient_id = \"x\"\n", 1, "oauth.providers.google: is built in: its settings are in oauth.google"},
+		{"provider's kind", "[oauth.providers.acme]\nkind = \"saml\"\n", 2, "oauth.providers.acme.kind: want \"oidc\" or \"github\", not \"saml\""},
+		{"provider without client", "[oauth.providers.acme]\nissuer = \"https://a.example\"\n", 1, "oauth.providers.acme.client_id: is missing"},
+		{"provider without issuer", "[oauth.providers.acme]\nclient_id = \"x\"\nclient_secret = \"y\"\n", 1, "oauth.providers.acme.issuer: is missing"},
+		{"provider without endpoints", "[oauth.providers.acme]\nkind = \"github\"\nclient_id = \"x\"\nclient_secret = \"y\"\n", 1, "oauth.providers.acme.token_url: is missing"},
+		{"unknown key of a provider", "[oauth.providers.acme]\nclientid = \"x\"\n", 2, "oauth.providers.acme.clientid: unknown key: did you mean client_id?"},
 		{"provider without TLS", "[oauth.github]\ntoken_url = \"http://example.com/\"\n", 2, "oauth.github.token_url: want https"},
 		{"public_url", "public_url = \"api.example.com\"\n", 1, "public_url: want an http or https URL"},
 		{"resource", "[scopes]\nresources = [\"a:b\"]\n", 2, "scopes.resources[0]: want lower-case"},
@@ -555,6 +574,59 @@ func TestConfig_ShowCanBeReadAgain(t *testing.T) {
 	}
 }
 
+func TestLoadConfig_Providers(t *testing.T) {
+	t.Parallel()
+	path := write(t, minimal+`
+[oauth.google]
+client_id = "g"
+client_secret_file = "google.secret"
+[oauth.providers.acme]
+client_id = "a"
+issuer = "https://login.acme.example"
+client_secret_file = "acme.secret"
+`)
+	for name, text := range map[string]string{"google.secret": "from a file\n", "acme.secret": "another"} {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(path), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, err := LoadConfig(path, append(secretVariables(), "SLUICE_OAUTH__PROVIDERS__ACME__CLIENT_SECRET=from the environment",
+		"SLUICE_OAUTH__PROVIDERS__HUB__KIND=github", "SLUICE_OAUTH__PROVIDERS__HUB__CLIENT_ID=h", "SLUICE_OAUTH__PROVIDERS__HUB__CLIENT_SECRET=s",
+		"SLUICE_OAUTH__PROVIDERS__HUB__AUTH_URL=https://hub.example/a", "SLUICE_OAUTH__PROVIDERS__HUB__TOKEN_URL=https://hub.example/t",
+		"SLUICE_OAUTH__PROVIDERS__HUB__USERINFO_URL=https://hub.example/u"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := cfg.apiOAuth()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []authapi.OAuthProvider{
+		{Name: "google", Kind: "oidc", ClientID: "g", ClientSecret: "from a file", Scopes: []string{}},
+		{Name: "acme", Kind: "oidc", ClientID: "a", ClientSecret: "from the environment", Issuer: "https://login.acme.example", Scopes: []string{}},
+		{Name: "hub", Kind: "github", ClientID: "h", ClientSecret: "s", AuthURL: "https://hub.example/a", TokenURL: "https://hub.example/t",
+			UserInfoURL: "https://hub.example/u", Scopes: []string{}},
+	}
+	if !reflect.DeepEqual(got.Providers, want) {
+		t.Errorf("got %+v, want %+v", got.Providers, want)
+	}
+	var out bytes.Buffer
+	if err := cfg.Show(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"from the environment", "from a file", `client_secret = 's'`} {
+		if strings.Contains(out.String(), secret) {
+			t.Errorf("%q is shown in\n%s", secret, out.String())
+		}
+	}
+	if !strings.Contains(out.String(), "[oauth.providers.acme]") || string(cfg.OAuth.Providers["acme"].ClientSecret) != "from the environment" {
+		t.Errorf("showing a configuration changed it, or left a provider out:\n%s", out.String())
+	}
+	if notes := strings.Join(cfg.Notes(), "\n"); !strings.Contains(notes, "oauth.google is configured and public_url is not") {
+		t.Errorf("notes: %s", notes)
+	}
+}
+
 func TestDuration_Text(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{"90s": "1m30s", "60m": "1h", "1h0m0s": "1h", "0s": "0s", "1500ms": "1.5s", "10m": "10m", "720h": "720h", "1h10m": "1h10m"} {
@@ -582,6 +654,10 @@ func FuzzLoadConfig(f *testing.F) {
 		}
 		cfg.fillEntries()
 		cfg.Secrets = SecretsConfig{} // no files of the fuzzer's choice
+		for _, p := range cfg.oauthProviders() {
+			p.ClientSecretFile = ""
+			p.put()
+		}
 		mistakes = append(mistakes, cfg.mistakes()...)
 		lines := bytes.Count(data, []byte("\n")) + 1
 		for _, m := range mistakes {

@@ -409,34 +409,6 @@ func (v *validator) auth() {
 	v.count("auth.argon2.queue", int64(a.Argon2.Queue), 0, 1<<20)
 }
 
-func (v *validator) oauth() {
-	for i, uri := range v.c.OAuth.RedirectURIs {
-		u, err := url.Parse(uri)
-		if err != nil || u.Scheme == "" || u.Fragment != "" || u.Opaque == "" && u.Host == "" {
-			v.fail(fmt.Sprintf("oauth.redirect_uris[%d]", i), "want an absolute URI without a fragment, not %s", quote(uri))
-		}
-	}
-	for _, p := range []struct {
-		key string
-		ProviderConfig
-	}{{"oauth.google", v.c.OAuth.Google}, {"oauth.github", v.c.OAuth.GitHub}} {
-		switch {
-		case p.ClientID != "" && p.ClientSecret == "":
-			v.fail(p.key+".client_secret", "is missing, and %s is set; %s sets it without writing it down", v.also(p.key+".client_id"), EnvironmentName(p.key+".client_secret"))
-		case p.ClientID == "" && p.ClientSecret != "":
-			v.fail(p.key+".client_id", "is missing, and %s is set", v.also(p.key+".client_secret"))
-		}
-		for _, u := range [][2]string{{"issuer", p.Issuer}, {"auth_url", p.AuthURL}, {"token_url", p.TokenURL}, {"userinfo_url", p.UserInfoURL}, {"jwks_url", p.JWKSURL}} {
-			if u[1] == "" {
-				continue
-			}
-			if problem := urlProblem(u[1], true); problem != "" {
-				v.fail(p.key+"."+u[0], "%s", problem)
-			}
-		}
-	}
-}
-
 // urlProblem says what is wrong with an http or https URL, "" where nothing is. With secure, http is for this machine
 // alone: what goes to a provider must not be read on its way.
 func urlProblem(text string, secure bool) string {

@@ -31,32 +31,44 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 
-	ended := make(chan error, 1)
+	opened, ended := make(chan *node.Node, 1), make(chan error, 1)
 	go func() {
 		n, err := node.Open(ctx, cfg, node.WithLogger(log), node.WithVersion(version()))
 		if err == nil {
+			opened <- n
 			err = n.Run(ctx)
 		}
 		ended <- err
 	}()
+	running := cfg // as far as it was taken over
+	var n *node.Node
 	for {
 		select {
+		case n = <-opened:
 		case err := <-ended:
 			return err
 		case <-again:
 			return errors.New("stopped at the second signal, without an orderly end")
 		case <-hangups:
-			c.reload(cfg, level, log, env)
+			c.reload(n, &running, level, log, env)
 		}
 	}
 }
 
-// reload takes over the log's level, the one setting so far that a running node can change.
-func (c *nodeCommand) reload(running node.Config, level *slog.LevelVar, log *slog.Logger, env environment) {
+// reload takes over what a running node can change: the log's level, and who users may sign in with. n is nil while the
+// node starts, with what it has read before.
+func (c *nodeCommand) reload(n *node.Node, running *node.Config, level *slog.LevelVar, log *slog.Logger, env environment) {
 	next, err := node.LoadConfig(c.Config, env.variables)
 	if err != nil {
 		log.Error("configuration not reloaded", "error", err)
 		return
+	}
+	if n != nil {
+		if err := n.ReloadOAuth(next); err != nil {
+			log.Error("configuration not reloaded", "error", err)
+			return
+		}
+		running.OAuth = next.OAuth
 	}
 	level.Set(levelOf(next.Log))
 	log.Info("configuration reloaded", "log_level", next.Log.Level)

@@ -222,7 +222,7 @@ func TestJoin(t *testing.T) {
 	attack(t, c, request{path: "/api/v1/triggers", address: newAddress()}, spreads[0].pick, 10, 9)
 }
 
-// TestHangup changes the log's level of a running node.
+// TestHangup changes the log's level of a running node, and adds a provider to sign in with.
 func TestHangup(t *testing.T) {
 	c := startCluster(t, options{nodes: 1})
 	path := filepath.Join(c.dir, "node1.toml")
@@ -230,9 +230,10 @@ func TestHangup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "[log]\n", "[log]\nlevel = \"debug\"\n", 1)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), "[log]\n", "[oauth.github]\nclient_id = \"late\"\nclient_secret = \"secret-of-a-client\"\n[log]\nlevel = \"debug\"\n", 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	must(t, c.urls[0], request{path: "/api/v1/auth/github", address: newAddress()}, http.StatusNotFound)
 	if err := syscall.Kill(c.pid(t, 1), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
@@ -250,8 +251,12 @@ func TestHangup(t *testing.T) {
 		return nil
 	})
 	must(t, c.urls[0], request{path: "/readyz"}, http.StatusOK)
+	begun := must(t, c.urls[0], request{path: "/api/v1/auth/github", address: newAddress()}, http.StatusFound)
+	if to := begun.header.Get("Location"); !strings.HasPrefix(to, "https://github.com/login/oauth/authorize?") || !strings.Contains(to, "client_id=late") {
+		t.Errorf("redirected to %s", to)
+	}
 	c.stop() // has details to tell
-	if log := logged(); !strings.Contains(log, "level=DEBUG") {
-		t.Errorf("no level=DEBUG in %s", log)
+	if log := logged(); !strings.Contains(log, "level=DEBUG") || strings.Contains(log, "secret-of-a-client") || strings.Contains(log, "other settings have changed") {
+		t.Errorf("no level=DEBUG, a secret or a wrong warning in %s", log)
 	}
 }
