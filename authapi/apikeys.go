@@ -282,7 +282,7 @@ func (c *call) managedKey() (*state.APIKey, error) {
 	if _, err := c.allow(opManageKeys, key.OrganizationID); err != nil {
 		var p *Problem
 		if errors.As(err, &p) && p.concern != nil {
-			p.concerning("", kindKey, key.ID, whyForeign) // what was asked for, not whose it is
+			return nil, p.concerning("", kindKey, key.ID, whyForeign) // what was asked for, not whose it is
 		}
 		return nil, err
 	}

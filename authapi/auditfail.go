@@ -82,7 +82,7 @@ func (p *Problem) because(why string) *Problem { return p.concerning("", "", "",
 func (c *call) notYours(organizationID string) error {
 	p := errNotFound()
 	if org, err := c.srv.state.Organization(organizationID); err == nil && org != nil {
-		p.concerning("", kindOrganization, organizationID, whyForeign)
+		return p.concerning("", kindOrganization, organizationID, whyForeign)
 	}
 	return p
 }
