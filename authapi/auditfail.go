@@ -20,11 +20,11 @@ import (
 const (
 	incidentTick  = 250 * time.Millisecond
 	incidentQuiet = time.Minute // between two events of a source
-	// Events of a node in a minute, beside the sums: those that concern an organization have a part of their own, which
-	// noise without any cannot use up.
-	incidentsKnown   = 48
-	incidentsUnknown = 16
-	incidentsHeld    = 64 // sources in a shard, of either kind; what comes from more at once is only counted
+	// Events of a node in a minute, of each kind, beside the sums: those that concern an organization have a part of their
+	// own, which noise without any cannot use up, and no kind uses up another's.
+	incidentsKnown   = 24
+	incidentsUnknown = 8
+	incidentsHeld    = 16 // sources in a shard, of each kind with an organization and without; what comes from more at once is only counted
 	incidentShards   = 16
 	incidentBatch    = 32 // events in a proposal
 )
@@ -120,21 +120,25 @@ type incidents struct {
 	// beyond counts what no event of its own will stand for, by kind.
 	beyond [incidentKinds]atomic.Int64
 
-	mu     sync.Mutex // one flush at a time; guards what follows
-	minute int64      // when the present one ends, Unix milliseconds
-	left   [2]int     // events that it may still have: without an organization, with one
+	mu     sync.Mutex            // one flush at a time; guards what follows
+	minute int64                 // when the present one ends, Unix milliseconds
+	left   [2][incidentKinds]int // events that it may still have: without an organization, with one
 	unsent []state.AuditEvent
 }
 
 type incidentShard struct {
 	mu      sync.Mutex
-	pending [2]map[incidentID]*incident // without an organization, with one
+	pending [2][incidentKinds]map[incidentID]*incident // without an organization, with one
 }
 
 func newIncidents() *incidents {
 	in := &incidents{seed: maphash.MakeSeed()}
 	for i := range in.shards {
-		in.shards[i].pending = [2]map[incidentID]*incident{{}, {}}
+		for class := range in.shards[i].pending {
+			for kind := range in.shards[i].pending[class] {
+				in.shards[i].pending[class][kind] = map[incidentID]*incident{}
+			}
+		}
 	}
 	return in
 }
@@ -154,7 +158,7 @@ func (c *call) note(kind incidentKind, what concern, detail ...string) {
 	shard := &in.shards[maphash.Comparable(in.seed, id)%incidentShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	pending := shard.pending[id.class()]
+	pending := shard.pending[id.class()][kind]
 	p := pending[id]
 	if p == nil {
 		if len(pending) >= incidentsHeld {
@@ -225,26 +229,16 @@ func (in *incidents) due(now int64, all bool) (events []state.AuditEvent) {
 			sums = in.sums(now)
 		}
 		in.minute = now + time.Minute.Milliseconds()
-		in.left = [2]int{incidentsUnknown, incidentsKnown}
+		for kind := range incidentKinds {
+			in.left[0][kind], in.left[1][kind] = incidentsUnknown, incidentsKnown
+		}
 	}
 	for i := range in.shards {
 		shard := &in.shards[i]
 		shard.mu.Lock()
-		for class, pending := range shard.pending {
-			for id, p := range pending {
-				switch {
-				case now < p.quiet && !all:
-					continue
-				case p.count == 0:
-					delete(pending, id)
-					continue
-				case in.left[class] == 0:
-					in.beyond[id.kind].Add(int64(p.count))
-				default:
-					in.left[class]--
-					events = append(events, p.take(now))
-				}
-				p.count, p.quiet = 0, now+incidentQuiet.Milliseconds()
+		for class := range shard.pending {
+			for kind, pending := range shard.pending[class] {
+				events = in.take(pending, &in.left[class][kind], now, all, events)
 			}
 		}
 		shard.mu.Unlock()
@@ -253,6 +247,26 @@ func (in *incidents) due(now int64, all bool) (events []state.AuditEvent) {
 		sums = append(sums, in.sums(now)...)
 	}
 	return append(events, sums...)
+}
+
+// take appends the events of some incidents whose time has come, as many as left allows.
+func (in *incidents) take(pending map[incidentID]*incident, left *int, now int64, all bool, events []state.AuditEvent) []state.AuditEvent {
+	for id, p := range pending {
+		switch {
+		case now < p.quiet && !all:
+			continue
+		case p.count == 0:
+			delete(pending, id)
+			continue
+		case *left == 0:
+			in.beyond[id.kind].Add(int64(p.count))
+		default:
+			*left--
+			events = append(events, p.take(now))
+		}
+		p.count, p.quiet = 0, now+incidentQuiet.Milliseconds()
+	}
+	return events
 }
 
 // take makes the event that stands for what happened since the last one.
