@@ -112,3 +112,82 @@ func (s *sim) finishLeaves() {
 		s.commitRoster()
 	}
 }
+
+// leave lets node leave, with all that can go wrong on the way; now and then a new one takes its place, or the heir
+// follows.
+func (g *planner) leave(node int) {
+	heir := g.rng.IntN(g.total)
+	pause := func() {
+		switch g.rng.IntN(6) {
+		case 0:
+			g.time()
+		case 1:
+			g.load(g.rng.IntN(7), g.rng.IntN(g.total))
+		case 2:
+			if g.rates.crash > 0 {
+				g.crash(g.pick(node, heir))
+			}
+		}
+	}
+	if g.rng.IntN(2) == 0 && g.total < 200 {
+		g.add(step{op: opJoin, node: g.total, a: g.offset()})
+		if g.rng.IntN(2) == 0 {
+			heir = g.total
+		}
+		g.total++
+	}
+	bucket, ahead := 0, false
+	for i, b := range g.p.opt.buckets {
+		if b.rule.Algorithm == SlidingWindow && b.rule.Window >= 60 {
+			bucket, ahead = i, true
+		}
+	}
+	if ahead = ahead && g.rates.skew > 0 && g.rng.IntN(2) == 0; ahead { // the leaver acts in a window that has not begun for its heir
+		by, edge := 1+g.rng.Int64N(g.rates.skew), int64(0)
+		if by > 6000 && g.rng.IntN(2) == 0 {
+			edge = 5000 // and lies above its heir's mark
+		}
+		g.add(step{op: opClock, node: node, a: by})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 1 + g.rng.Int64N(4)})
+		g.add(step{op: opEdge, other: bucket, a: 1 + edge + g.rng.Int64N(by-edge)})
+		g.add(step{op: opHorizon, a: 10_000})
+		g.add(step{op: opAdvance, a: 1})
+		g.add(step{op: opTake, node: node, other: bucket, a: 1 + g.rng.Int64N(20)})
+	}
+	pause()
+	g.add(step{op: opDepart, node: node})
+	for again := true; again; again = g.rng.IntN(3) == 0 {
+		pause()
+		g.add(step{op: opBequeath, node: node, other: heir, a: int64(g.pick(0, 0, 0, 1))})
+		pause()
+		if g.rng.IntN(4) == 0 {
+			heir = g.rng.IntN(g.total)
+		}
+	}
+	if g.rng.IntN(4) == 0 {
+		return // it is left hanging, or committed by a step of another leave
+	}
+	g.add(step{op: opLeave, node: node, a: int64(g.pick(0, 0, 0, 1, 2))})
+	if ahead {
+		g.add(step{op: opAdvance, a: 1 + g.rng.Int64N(20)})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+	}
+	if g.rng.IntN(6) == 0 && g.rates.crash > 0 {
+		g.add(step{op: opLoseLists, node: heir})
+		g.crash(heir)
+	}
+	if g.rng.IntN(6) == 0 && g.rates.crash > 0 { // it spends what it inherited, and forgets that it did
+		g.add(step{op: opAdvance, a: 1 + g.rng.Int64N(20)})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+		g.add(step{op: opCrash, node: heir})
+		g.add(step{op: opStart, node: heir, a: startReboot})
+		g.add(step{op: opTake, node: heir, other: bucket, a: 20})
+	}
+	pause()
+	if g.rng.IntN(2) == 0 {
+		g.add(step{op: opRemove, node: node})
+	}
+	if g.rng.IntN(3) == 0 {
+		g.leave(heir)
+	}
+}
