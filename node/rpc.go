@@ -152,7 +152,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("GET "+pathHello, s.hello)
 	mux.HandleFunc("POST "+pathForward, s.forward)
 	mux.HandleFunc("POST "+pathBarrier, s.barrier)
-	mux.HandleFunc("POST "+pathJoin, s.join)
+	mux.HandleFunc("POST "+pathJoin, rpcCall(s, s.service.serveJoin))
 	mux.HandleFunc("GET "+pathApplied, s.applied)
 	mux.HandleFunc("POST "+pathExplain, s.explain)
 	s.registerLeave(mux)
@@ -261,24 +261,6 @@ func (s *rpcServer) applied(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.answer(w, index)
-}
-
-func (s *rpcServer) join(w http.ResponseWriter, r *http.Request) {
-	var req joinRequest
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJoinBytes))
-	if err == nil {
-		err = rpcDecoding.Unmarshal(body, &req)
-	}
-	if err != nil {
-		s.fail(w, &refusedError{reason: "malformed request"})
-		return
-	}
-	reply, err := s.service.serveJoin(r.Context(), s.caller(r), req)
-	if err != nil {
-		s.fail(w, err)
-		return
-	}
-	s.answer(w, reply)
 }
 
 func (s *rpcServer) answer(w http.ResponseWriter, v any) {
