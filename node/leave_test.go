@@ -75,7 +75,7 @@ func spend(t *testing.T, c *nodetest.Cluster, client string, n int, at ...int) (
 				t.Fatalf("request %d of %s: %s", i, client, resp.Status)
 			}
 			if try > 0 {
-				time.Sleep(20 * time.Millisecond)
+				time.Sleep(20 * time.Millisecond) // paces the asking; how often is bounded
 			}
 		}
 	}
