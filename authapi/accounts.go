@@ -372,17 +372,21 @@ func handleLogin(c *call) error {
 	return c.writePair(pair, session.ID, cookies)
 }
 
-// signInUser finds the account that may sign in under a name or an address, nil for none.
-func (s *Server) signInUser(name string) (*state.User, error) {
-	var user *state.User
-	var err error
+// userNamed finds an account by its user name or e-mail address, nil for none.
+func (s *Server) userNamed(name string) (*state.User, error) {
 	if strings.Contains(name, "@") {
 		if email, ok := normalEmail(name); ok {
-			user, err = s.state.UserByEmail(email)
+			return s.state.UserByEmail(email)
 		}
 	} else if username, ok := normalUsername(name); ok {
-		user, err = s.state.UserByName(username)
+		return s.state.UserByName(username)
 	}
+	return nil, nil
+}
+
+// signInUser finds the account that may sign in under a name or an address, nil for none.
+func (s *Server) signInUser(name string) (*state.User, error) {
+	user, err := s.userNamed(name)
 	if err != nil || user == nil || user.DisabledAt != 0 || user.DeletedAt != 0 {
 		return nil, err
 	}

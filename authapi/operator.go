@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"time"
 
 	"sluice/raftfsm/state"
@@ -98,15 +97,7 @@ func (s *Server) lookUpUser(name string) (*state.User, error) {
 			return user, err
 		}
 	}
-	var user *state.User
-	var err error
-	if strings.Contains(name, "@") {
-		if email, ok := normalEmail(name); ok {
-			user, err = s.state.UserByEmail(email)
-		}
-	} else if username, ok := normalUsername(name); ok {
-		user, err = s.state.UserByName(username)
-	}
+	user, err := s.userNamed(name)
 	if err == nil && user == nil {
 		return nil, errNoSuchUser()
 	}
