@@ -42,16 +42,6 @@ func (u userArgument) path(call string) (string, error) {
 	return "/v1/users/" + url.PathEscape(u.User) + call, nil
 }
 
-// begin finds out whom to call, and for how long.
-func (f *adminFlags) begin(ctx context.Context, env environment) (*adminClient, context.Context, context.CancelFunc, error) {
-	client, err := f.client(env)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	ctx, cancel, err := f.context(ctx, operatorPatience)
-	return client, ctx, cancel, err
-}
-
 type userShowCommand struct {
 	userArgument
 	adminFlags
@@ -63,7 +53,7 @@ func (c *userShowCommand) Run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	client, ctx, cancel, err := c.begin(ctx, env)
+	client, ctx, cancel, err := c.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
@@ -131,7 +121,7 @@ func (f *adminFlags) setState(ctx context.Context, env environment, who userArgu
 	if err != nil {
 		return err
 	}
-	client, ctx, cancel, err := f.begin(ctx, env)
+	client, ctx, cancel, err := f.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
@@ -157,7 +147,7 @@ func (c *userPasswordCommand) Run(ctx context.Context, env environment) error {
 	if err != nil {
 		return err
 	}
-	client, ctx, cancel, err := c.begin(ctx, env)
+	client, ctx, cancel, err := c.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
@@ -188,7 +178,7 @@ func (c *orgPlanCommand) Run(ctx context.Context, env environment) error {
 	if strings.Trim(c.Organization, ".") == "" {
 		return usagef("%q is no organization", c.Organization)
 	}
-	client, ctx, cancel, err := c.begin(ctx, env)
+	client, ctx, cancel, err := c.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
@@ -209,7 +199,7 @@ type clusterRotateCommand struct {
 
 // Run replaces the signing key.
 func (c *clusterRotateCommand) Run(ctx context.Context, env environment) error {
-	client, ctx, cancel, err := c.begin(ctx, env)
+	client, ctx, cancel, err := c.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
@@ -244,7 +234,7 @@ func (c *auditCommand) Run(ctx context.Context, env environment) error {
 	if c.Limit < 1 || c.Limit > auditMost {
 		return usagef("--limit: want 1 to %d, not %d", auditMost, c.Limit)
 	}
-	client, ctx, cancel, err := c.begin(ctx, env)
+	client, ctx, cancel, err := c.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}

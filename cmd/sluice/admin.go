@@ -27,7 +27,7 @@ type adminFlags struct {
 	Admin   string        `placeholder:"ADDR" help:"Admin listener of a node, host:port; 127.0.0.1:7102, unless given."`
 	Config  string        `placeholder:"FILE" help:"A node's configuration, to take the address and the token from."`
 	Output  string        `enum:"text,json" default:"text" help:"text or json."`
-	Timeout time.Duration `placeholder:"DURATION" help:"Of the whole command (100ms to 1h)."`
+	Timeout time.Duration `placeholder:"DURATION" help:"Of the whole command (100ms to 1h); 10s to 3m, by the command, unless given."`
 }
 
 // adminClient calls one node's admin API.
@@ -88,6 +88,16 @@ func (f *adminFlags) context(ctx context.Context, usual time.Duration) (context.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeoutCause(ctx, f.Timeout, fmt.Errorf("no answer within %v", f.Timeout))
 	return ctx, func() { cancel(); stop() }, nil
+}
+
+// begin finds out whom to call, and for how long.
+func (f *adminFlags) begin(ctx context.Context, env environment, usual time.Duration) (*adminClient, context.Context, context.CancelFunc, error) {
+	client, err := f.client(env)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel, err := f.context(ctx, usual)
+	return client, ctx, cancel, err
 }
 
 // print writes out as JSON, or as text does.

@@ -27,11 +27,7 @@ type clusterStatusCommand struct {
 
 // Run prints the status. It fails where something is wrong, so that a script need not read the text.
 func (c *clusterStatusCommand) Run(ctx context.Context, env environment) error {
-	client, err := c.client(env)
-	if err != nil {
-		return err
-	}
-	ctx, cancel, err := c.context(ctx, 10*time.Second)
+	client, ctx, cancel, err := c.begin(ctx, env, 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -107,11 +103,7 @@ type joinAdvice struct {
 
 // Run prints a piece of configuration: a node joins by itself, once it is started with it.
 func (c *clusterAddCommand) Run(ctx context.Context, env environment) error {
-	client, err := c.client(env)
-	if err != nil {
-		return err
-	}
-	ctx, cancel, err := c.context(ctx, 10*time.Second)
+	client, ctx, cancel, err := c.begin(ctx, env, 10*time.Second)
 	if err != nil {
 		return err
 	}
@@ -149,11 +141,7 @@ type clusterRemoveCommand struct {
 
 // Run waits until the node is gone.
 func (c *clusterRemoveCommand) Run(ctx context.Context, env environment) error {
-	client, err := c.client(env)
-	if err != nil {
-		return err
-	}
-	ctx, cancel, err := c.context(ctx, 3*time.Minute)
+	client, ctx, cancel, err := c.begin(ctx, env, 3*time.Minute)
 	if err != nil {
 		return err
 	}
@@ -179,11 +167,7 @@ type clusterTransferCommand struct {
 
 // Run waits until the new leader is seen.
 func (c *clusterTransferCommand) Run(ctx context.Context, env environment) error {
-	client, err := c.client(env)
-	if err != nil {
-		return err
-	}
-	ctx, cancel, err := c.context(ctx, 30*time.Second)
+	client, ctx, cancel, err := c.begin(ctx, env, 30*time.Second)
 	if err != nil {
 		return err
 	}

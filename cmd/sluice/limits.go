@@ -52,15 +52,11 @@ func (t *limitsTarget) query(env environment) (node.LimitsQuery, error) {
 
 // ask sends the query to path.
 func (t *limitsTarget) ask(ctx context.Context, f *adminFlags, env environment, path string, out any) error {
-	client, err := f.client(env)
-	if err != nil {
-		return err
-	}
 	query, err := t.query(env)
 	if err != nil {
 		return err
 	}
-	ctx, cancel, err := f.context(ctx, 15*time.Second)
+	client, ctx, cancel, err := f.begin(ctx, env, operatorPatience)
 	if err != nil {
 		return err
 	}
