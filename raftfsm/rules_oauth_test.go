@@ -1,11 +1,8 @@
 package raftfsm_test
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -249,22 +246,9 @@ func TestSnapshot_Identities(t *testing.T) {
 	f.must(initCluster("cluster_golden"))
 	f.must(registerBy(identity("google", "sub\x00ject", "bob", f.now), "bob", f.now))
 	f.must(state.UseOnce{Once: state.Once{Kind: "test", Hash: hash("a"), ExpiresAt: f.now + 1000}})
-	got := takeSnapshot(t, f.fsm)
-	path := filepath.Join("testdata", "snapshots", "v1-identities.snap")
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	golden, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, golden) {
-		t.Errorf("the snapshot's bytes changed:\n got %x\nwant %x", got, golden)
-	}
+	file := golden(t, f, "v1-identities.snap")
 	other := fresh(t)
-	if err := other.fsm.Restore(reader(golden)); err != nil {
+	if err := other.fsm.Restore(reader(file)); err != nil {
 		t.Fatal(err)
 	}
 	other.index, other.now, other.seq = f.index, f.now, f.seq

@@ -1,11 +1,8 @@
 package raftfsm_test
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -169,22 +166,9 @@ func TestSnapshot_Resets(t *testing.T) {
 	f.must(resetOf(f.now, 2, 60, 7, 8))
 	f.must(resetOf(f.now, 1, 3600, 8))
 	want := fmt.Sprint(f.fsm.Resets())
-	got := takeSnapshot(t, f.fsm)
-	path := filepath.Join("testdata", "snapshots", "v1-resets.snap")
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	golden, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, golden) {
-		t.Errorf("the snapshot's bytes changed:\n got %x\nwant %x", got, golden)
-	}
+	file := golden(t, f, "v1-resets.snap")
 	other := fresh(t)
-	if err := other.fsm.Restore(reader(golden)); err != nil {
+	if err := other.fsm.Restore(reader(file)); err != nil {
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(other.fsm.Resets()); got != want {

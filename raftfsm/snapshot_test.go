@@ -36,12 +36,11 @@ func goldenState(t testing.TB) *fixture {
 	return f
 }
 
-// Snapshots are on disks and cross between versions: their bytes must not change, and the old ones must read.
-func TestSnapshot_GoldenBytes(t *testing.T) {
-	t.Parallel()
-	f := goldenState(t)
+// golden takes a snapshot, holds it against the file in testdata, and gives the file's bytes; -update writes it first.
+func golden(t *testing.T, f *fixture, name string) []byte {
+	t.Helper()
 	got := takeSnapshot(t, f.fsm)
-	path := filepath.Join("testdata", "snapshots", "v1.snap")
+	path := filepath.Join("testdata", "snapshots", name)
 	if *update {
 		if err := os.WriteFile(path, got, 0o644); err != nil {
 			t.Fatal(err)
@@ -54,6 +53,14 @@ func TestSnapshot_GoldenBytes(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("the snapshot's bytes changed:\n got %s\nwant %s", hex.Dump(got), hex.Dump(want))
 	}
+	return want
+}
+
+// Snapshots are on disks and cross between versions: their bytes must not change, and the old ones must read.
+func TestSnapshot_GoldenBytes(t *testing.T) {
+	t.Parallel()
+	f := goldenState(t)
+	want := golden(t, f, "v1.snap")
 	other := fresh(t)
 	if err := other.fsm.Restore(reader(want)); err != nil {
 		t.Fatalf("restore golden snapshot: %v", err)

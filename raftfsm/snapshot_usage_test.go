@@ -1,10 +1,6 @@
 package raftfsm_test
 
 import (
-	"bytes"
-	"encoding/hex"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"sluice/raftfsm/state"
@@ -18,20 +14,7 @@ func TestSnapshot_GoldenBytesOfKeyUsage(t *testing.T) {
 	f.register("ada")
 	f.key("key_1", "ada", "*")
 	f.must(state.RecordKeyUse{Keys: []state.KeyUses{{KeyID: "key_1", At: f.now, IP: "2001:db8::1", Count: 7}}})
-	got := takeSnapshot(t, f.fsm)
-	path := filepath.Join("testdata", "snapshots", "v1-key-usage.snap")
-	if *update {
-		if err := os.WriteFile(path, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("the snapshot's bytes changed:\n got %s\nwant %s", hex.Dump(got), hex.Dump(want))
-	}
+	want := golden(t, f, "v1-key-usage.snap")
 	other := fresh(t)
 	if err := other.fsm.Restore(reader(want)); err != nil {
 		t.Fatalf("restore golden snapshot: %v", err)
