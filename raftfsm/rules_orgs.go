@@ -112,16 +112,25 @@ func updateOrg(b *batch, c state.UpdateOrg) state.Result {
 	return state.Result{}
 }
 
-func deleteOrg(b *batch, c state.DeleteOrg) state.Result {
-	org := liveOrg(b, c.OrganizationID)
+// ownersOrg is an organization that actor may end or give away, or the code of the refusal.
+func ownersOrg(b *batch, actor state.Actor, id string) (*state.Organization, string) {
+	org := liveOrg(b, id)
 	if org == nil {
-		return refuse(state.CodeNotFound)
+		return nil, state.CodeNotFound
 	}
-	if _, ok := may(b, c.Actor, org.ID); !ok || !isOwner(b, c.Actor, org.ID) {
-		return refuse(state.CodeForbidden)
+	if _, ok := may(b, actor, org.ID); !ok || !isOwner(b, actor, org.ID) {
+		return nil, state.CodeForbidden
 	}
 	if org.Personal {
-		return refuse(state.CodePersonalOrganization)
+		return nil, state.CodePersonalOrganization
+	}
+	return org, ""
+}
+
+func deleteOrg(b *batch, c state.DeleteOrg) state.Result {
+	org, code := ownersOrg(b, c.Actor, c.OrganizationID)
+	if code != "" {
+		return refuse(code)
 	}
 	// That it is gone is a record to be found; the memberships only say who may act in it, which nobody may now.
 	list := members(b, org.ID, maxMembers+1)
@@ -234,15 +243,9 @@ func transferOrg(b *batch, c state.TransferOrg) state.Result {
 	if result, ok := replayed(b, c.Idempotency); ok {
 		return result
 	}
-	org := liveOrg(b, c.OrganizationID)
-	if org == nil {
-		return refuse(state.CodeNotFound)
-	}
-	if _, ok := may(b, c.Actor, org.ID); !ok || !isOwner(b, c.Actor, org.ID) {
-		return refuse(state.CodeForbidden)
-	}
-	if org.Personal {
-		return refuse(state.CodePersonalOrganization)
+	org, code := ownersOrg(b, c.Actor, c.OrganizationID)
+	if code != "" {
+		return refuse(code)
 	}
 	if c.ToUserID == c.Actor.UserID {
 		return refuse(state.CodeConflict)
