@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/http"
 
 	"github.com/fxamacker/cbor/v2"
@@ -66,24 +65,6 @@ func (n *Node) explainHere(req explainRequest) (explainReply, error) {
 
 func (p *peerCalls) serveExplain(req explainRequest) (explainReply, error) {
 	return (*Node)(p).explainHere(req)
-}
-
-func (s *rpcServer) explain(w http.ResponseWriter, r *http.Request) {
-	var req explainRequest
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxExplainRequest))
-	if err == nil {
-		err = rpcDecoding.Unmarshal(body, &req)
-	}
-	if err != nil {
-		s.fail(w, &refusedError{reason: "malformed request"})
-		return
-	}
-	reply, err := s.service.serveExplain(req)
-	if err != nil {
-		s.fail(w, err)
-		return
-	}
-	s.answer(w, reply)
 }
 
 // explain asks a peer how buckets stand there.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -20,8 +21,18 @@ import (
 
 func adminText(t *testing.T, n *node.Node, path string) string {
 	t.Helper()
+	return textAt(t, n.AdminAddr(), path)
+}
+
+func get(t *testing.T, n *node.Node, path string) string {
+	t.Helper()
+	return textAt(t, n.HTTPAddr(), path)
+}
+
+func textAt(t *testing.T, at net.Addr, path string) string {
+	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + n.AdminAddr().String() + path)
+	resp, err := client.Get("http://" + at.String() + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,21 +189,6 @@ func TestMetrics_AsDocumented(t *testing.T) {
 	if n := after.samples[`sluice_limit_overadmitted_total{}`]; n != 0 {
 		t.Errorf("%v units over", n)
 	}
-}
-
-func get(t *testing.T, n *node.Node, path string) string {
-	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + n.HTTPAddr().String() + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(body)
 }
 
 // A node that has lost the others goes on where it may, and says so: in /readyz?verbose, to clients and operators, and in

@@ -152,9 +152,11 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("GET "+pathHello, s.hello)
 	mux.HandleFunc("POST "+pathForward, s.forward)
 	mux.HandleFunc("POST "+pathBarrier, s.barrier)
-	mux.HandleFunc("POST "+pathJoin, rpcCall(s, s.service.serveJoin))
+	mux.HandleFunc("POST "+pathJoin, rpcCall(s, maxJoinBytes, s.service.serveJoin))
 	mux.HandleFunc("GET "+pathApplied, s.applied)
-	mux.HandleFunc("POST "+pathExplain, s.explain)
+	mux.HandleFunc("POST "+pathExplain, rpcCall(s, maxExplainRequest, func(_ context.Context, _ string, req explainRequest) (explainReply, error) {
+		return s.service.serveExplain(req)
+	}))
 	s.registerLeave(mux)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
@@ -261,6 +263,27 @@ func (s *rpcServer) applied(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.answer(w, index)
+}
+
+// rpcCall is a call whose request, of limit bytes at most, and answer are CBOR values.
+func rpcCall[Q, A any](s *rpcServer, limit int64, fn func(ctx context.Context, caller string, req Q) (A, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var req Q
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+		if err == nil {
+			err = rpcDecoding.Unmarshal(body, &req)
+		}
+		if err != nil {
+			s.fail(w, &refusedError{reason: "malformed request"})
+			return
+		}
+		reply, err := fn(r.Context(), s.caller(r), req)
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		s.answer(w, reply)
+	}
 }
 
 func (s *rpcServer) answer(w http.ResponseWriter, v any) {

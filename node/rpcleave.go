@@ -68,37 +68,16 @@ type bequestReply struct {
 
 // registerLeave adds the calls around leaving.
 func (s *rpcServer) registerLeave(mux *http.ServeMux) {
-	mux.HandleFunc("POST "+pathLeave, rpcCall(s, func(ctx context.Context, caller string, req leaveRequest) (struct{}, error) {
+	mux.HandleFunc("POST "+pathLeave, rpcCall(s, maxJoinBytes, func(ctx context.Context, caller string, req leaveRequest) (struct{}, error) {
 		return struct{}{}, s.service.serveLeave(ctx, caller, req)
 	}))
-	mux.HandleFunc("POST "+pathRemove, rpcCall(s, func(ctx context.Context, caller string, req removeRequest) (struct{}, error) {
+	mux.HandleFunc("POST "+pathRemove, rpcCall(s, maxJoinBytes, func(ctx context.Context, caller string, req removeRequest) (struct{}, error) {
 		return struct{}{}, s.service.serveRemove(ctx, caller, req)
 	}))
-	mux.HandleFunc("POST "+pathTransfer, rpcCall(s, func(ctx context.Context, caller string, req transferRequest) (struct{}, error) {
+	mux.HandleFunc("POST "+pathTransfer, rpcCall(s, maxJoinBytes, func(ctx context.Context, caller string, req transferRequest) (struct{}, error) {
 		return struct{}{}, s.service.serveTransfer(ctx, caller, req)
 	}))
 	mux.HandleFunc("POST "+pathBequest, s.bequest)
-}
-
-// rpcCall is a call whose request and answer are small CBOR values.
-func rpcCall[Q, A any](s *rpcServer, fn func(ctx context.Context, caller string, req Q) (A, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		var req Q
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJoinBytes))
-		if err == nil {
-			err = rpcDecoding.Unmarshal(body, &req)
-		}
-		if err != nil {
-			s.fail(w, &refusedError{reason: "malformed request"})
-			return
-		}
-		reply, err := fn(r.Context(), s.caller(r), req)
-		if err != nil {
-			s.fail(w, err)
-			return
-		}
-		s.answer(w, reply)
-	}
 }
 
 func (s *rpcServer) bequest(w http.ResponseWriter, r *http.Request) {
