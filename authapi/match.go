@@ -92,12 +92,6 @@ func newMatcher(routes []Route) (*matcher, error) {
 	return m, errors.Join(problems...)
 }
 
-// CheckRoutes says every mistake that New would find in routes.
-func CheckRoutes(routes []Route) error {
-	_, err := newMatcher(routes)
-	return err
-}
-
 // close lets go of the idle connections to upstreams.
 func (m *matcher) close() {
 	for _, r := range m.routes {
