@@ -145,6 +145,14 @@ func (c *adminClient) call(ctx context.Context, method, path string, body []byte
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err // it names the address once more
+		}
+		var dial *net.OpError
+		if errors.As(err, &dial) && dial.Op == "dial" {
+			return fmt.Errorf("call %s: %w: --config or --admin says whom to call", c.base, err)
+		}
 		return fmt.Errorf("call %s: %w", c.base, err)
 	}
 	defer resp.Body.Close()

@@ -88,7 +88,7 @@ func TestAdminClient_Errors(t *testing.T) {
 		{[]string{"--admin", "nonsense"}, nil, exitUsage, "want host:port"},
 		{[]string{"--admin", address, "--output", "xml"}, nil, exitUsage, "--output"},
 		{[]string{"--admin", address, "--timeout", "1ms"}, nil, exitUsage, "--timeout: want 100ms to 1h"},
-		{[]string{"--admin", "127.0.0.1:1"}, nil, exitFailed, "call http://127.0.0.1:1"},
+		{[]string{"--admin", "127.0.0.1:1"}, nil, exitFailed, "connection refused: --config or --admin says whom to call"},
 		{[]string{"--admin", other}, nil, exitFailed, "not an answer of a node"},
 		{[]string{"--admin", moved}, nil, exitFailed, "not an admin listener?"},
 	} {
