@@ -454,7 +454,7 @@ func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
 	e := newAccounts(t, nil)
 	p, q := e.register(), e.register()
-	body := object{"name": "k", "organization_id": p.org, "scopes": []string{"events:read"}}
+	body := object{"name": "k & l", "organization_id": p.org, "scopes": []string{"events:read"}}
 	first := e.send("POST", "/api/v1/api-keys", p.token, body, "Idempotency-Key", "abc-1")
 	e.want(first, 201, "")
 	for _, form := range []string{"abc-1", `"abc-1"`} {

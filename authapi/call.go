@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -102,12 +103,24 @@ func (c *call) query(name string) string { return string(c.ctx.QueryArgs().Peek(
 
 // writeJSON answers with v as JSON.
 func (c *call) writeJSON(status int, v any) error {
-	b, err := json.Marshal(v)
+	b, err := encodeJSON(v)
 	if err != nil {
 		return err
 	}
 	c.writeBody(status, b)
 	return nil
+}
+
+// encodeJSON is the body of an answer. URLs are as they are, to be copied from a terminal; browsers are told that this is no
+// page.
+func encodeJSON(v any) ([]byte, error) {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // writeBody answers with a body that is JSON already; it is copied.

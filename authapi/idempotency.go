@@ -2,7 +2,6 @@ package authapi
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -108,7 +107,7 @@ func (o *once) record(status int, answer any) (*state.Idempotency, error) {
 	if !o.active {
 		return nil, nil
 	}
-	body, err := json.Marshal(answer)
+	body, err := encodeJSON(answer)
 	if err != nil {
 		return nil, err
 	}

@@ -25,6 +25,9 @@ func (x *oauthEdge) link(b *browser, token, provider string, body any) string {
 	if expires, err := time.Parse(time.RFC3339, o["expires_at"].(string)); err != nil || expires.Sub(x.clock.Now()) > 10*time.Minute {
 		x.t.Errorf("expires_at %v", o["expires_at"])
 	}
+	if url := o["authorization_url"].(string); !strings.Contains(a.body, url) {
+		x.t.Errorf("%s is not in the answer as it is: %s", url, a.body)
+	}
 	return path(x.t, x.idp.Authorize(x.t, o["authorization_url"].(string)))
 }
 
