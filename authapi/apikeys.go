@@ -79,14 +79,19 @@ type createKeyRequest struct {
 
 func handleCreateKey(c *call) error {
 	var req createKeyRequest
-	if err := c.decode(&req); err != nil {
+	wrong := c.decode(&req)
+	// Permission before the rest of the body: a stranger learns nothing from how it is checked.
+	var err error
+	if wrong == nil && req.OrganizationID != "" {
+		_, err = c.allow(opManageKeys, req.OrganizationID)
+	} else {
+		err = c.allowOwn(opManageKeys)
+	}
+	if err != nil {
 		return err
 	}
-	// Permission before the rest of the body: a stranger learns nothing from how it is checked.
-	if req.OrganizationID != "" {
-		if _, err := c.allow(opManageKeys, req.OrganizationID); err != nil {
-			return err
-		}
+	if wrong != nil {
+		return wrong
 	}
 	key := state.APIKey{
 		ID: newID(idKey, c.now), OrganizationID: req.OrganizationID, CreatedBy: c.principal.UserID, Environment: envLive, CreatedAt: c.now.UnixMilli(),

@@ -47,16 +47,16 @@ const (
 )
 
 func handleAuditLog(c *call) error {
-	limit, before, err := c.pageArgs()
-	if err != nil {
-		return err
-	}
 	filter, wrong := auditFilter(c.query)
 	if filter.OrganizationID == "" {
 		filter.OrganizationID = c.principal.OrganizationID
 	}
 	c.catchUpToRead()
 	if _, err := c.allow(opReadAudit, filter.OrganizationID); err != nil {
+		return err
+	}
+	limit, before, err := c.pageArgs()
+	if err != nil {
 		return err
 	}
 	if err := invalidFields(wrong); err != nil {

@@ -78,16 +78,16 @@ func expiredAt(k *state.APIKey, now time.Time) bool {
 }
 
 func handleListKeys(c *call) error {
-	limit, after, err := c.pageArgs()
-	if err != nil {
-		return err
-	}
 	c.catchUpToRead()
 	org := c.query("organization_id")
 	if org == "" {
 		org = c.principal.OrganizationID
 	}
 	if _, err := c.allow(opManageKeys, org); err != nil {
+		return err
+	}
+	limit, after, err := c.pageArgs()
+	if err != nil {
 		return err
 	}
 	filter, err := c.keyFilter()

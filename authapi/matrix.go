@@ -43,7 +43,9 @@ const (
 )
 
 // matrix is every permission within an organization, by operation. Nothing else decides who may what: handlers ask
-// call.allow, routes take their scope from here, and the state machine gets its roles and scopes from here (call.actor).
+// call.allow, and the state machine gets its roles and scopes from here (call.actor). Routes that take the id of an
+// organization, or of what belongs to one, leave the scope to call.allow too: what is not the caller's is a 404 before
+// anything is said of scopes.
 var matrix = [...]permission{
 	opReadOrganization:     {"read the organization", rolesAll, scopeReadOrganizations},
 	opRenameOrganization:   {"rename it", rolesAdmin, scopeManageOrganizations},
@@ -189,11 +191,12 @@ func (c *call) mayGive(a access, roles ...string) error {
 	return nil
 }
 
-// guarded is the row of a route for an operation: a key needs its scope, and where it has none, the route is for users.
-func guarded(method, pattern string, op operation, handle handler) route {
-	r := route{method: method, pattern: pattern, handle: handle, auth: authAny, scope: matrix[op].scope}
-	if r.scope == "" {
-		r.auth = authJWT
+// allowOwn is allow for what a request names no organization of, or none that can be read: a key is asked for the scope in
+// its own one.
+func (c *call) allowOwn(op operation) error {
+	if c.principal.Method != MethodAPIKey {
+		return nil
 	}
-	return r
+	_, err := c.allow(op, c.principal.OrganizationID)
+	return err
 }

@@ -77,12 +77,12 @@ func checkRole(role string, wrong []FieldError) []FieldError {
 }
 
 func handleListMembers(c *call) error {
-	limit, after, err := c.pageArgs()
+	c.catchUpToRead()
+	a, err := c.allow(opReadMembers, c.param(0))
 	if err != nil {
 		return err
 	}
-	c.catchUpToRead()
-	a, err := c.allow(opReadMembers, c.param(0))
+	limit, after, err := c.pageArgs()
 	if err != nil {
 		return err
 	}
