@@ -114,9 +114,10 @@ func (s *Server) FindUser(name string) (OperatorUser, error) {
 }
 
 func (s *Server) operatorUser(user *state.User) (OperatorUser, error) {
+	password, _ := passwordOf(user, s.clock()) // a one-time password that nobody used is none after its day
 	u := OperatorUser{
 		ID: user.ID, Username: user.Username, Email: user.Email, CreatedAt: formatTime(user.CreatedAt), DisabledAt: timeOrNull(user.DisabledAt),
-		DeletedAt: timeOrNull(user.DeletedAt), HasPassword: user.PasswordHash != "", Organizations: []OperatorMembership{},
+		DeletedAt: timeOrNull(user.DeletedAt), HasPassword: password != "", Organizations: []OperatorMembership{},
 	}
 	memberships, err := s.state.MembershipsOf(user.ID)
 	if err != nil {

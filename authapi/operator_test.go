@@ -143,8 +143,14 @@ func TestOneTimePassword(t *testing.T) {
 	second := set()
 	third := set()
 	e.want(login(object{"password": second, "new_password": "yet-another-one"}), 401, "invalid_credentials")
+	if u, err := e.srv.FindUser(p.name); err != nil || !u.HasPassword {
+		t.Errorf("with a one-time password: %+v, %v", u, err)
+	}
 	e.clock.Advance(24 * time.Hour)
 	e.want(login(object{"password": third, "new_password": "yet-another-one"}), 401, "invalid_credentials")
+	if u, err := e.srv.FindUser(p.name); err != nil || u.HasPassword {
+		t.Errorf("with one whose day is over: %+v, %v", u, err)
+	}
 
 	if _, err := e.srv.SetUserDisabled(t.Context(), anOperator, p.name, true, ""); err != nil {
 		t.Fatal(err)
