@@ -22,7 +22,7 @@ type CORSConfig struct {
 const (
 	corsMethods = "GET, HEAD, POST, PUT, PATCH, DELETE"
 	corsHeaders = "Authorization, Content-Type, Idempotency-Key, X-API-Key, X-CSRF-Token, X-Request-Id, X-Session-Mode"
-	corsExposed = "Allow, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-RateLimit-Debug, X-RateLimit-Limit, " +
+	corsExposed = "Allow, Idempotency-Replayed, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-RateLimit-Debug, X-RateLimit-Limit, " +
 		"X-RateLimit-Remaining, X-RateLimit-Reset, X-RateLimit-Window, X-Request-Id"
 )
 

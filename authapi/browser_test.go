@@ -67,7 +67,7 @@ func TestCORS_EveryAnswer(t *testing.T) {
 		if got := a.header.Get("Access-Control-Allow-Origin"); got != page {
 			t.Errorf("%d: Access-Control-Allow-Origin = %q", want, got)
 		}
-		for _, name := range append([]string{"Retry-After", "X-Request-Id"}, limitHeaders...) {
+		for _, name := range append([]string{"Retry-After", "X-Request-Id", "Idempotency-Replayed"}, limitHeaders...) {
 			if !strings.Contains(a.header.Get("Access-Control-Expose-Headers"), name) {
 				t.Errorf("%d does not expose %s", want, name)
 			}
