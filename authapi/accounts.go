@@ -357,7 +357,7 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.propose(ctx, state.CreateSession{
+	res, err := s.propose(ctx, state.CreateSession{
 		Session: session, MaxSessions: s.cfg.Auth.MaxSessions, PasswordHash: hash,
 		Audit: []state.AuditEvent{by(user.ID, c.event("session.created", user.PersonalOrg, kindSession, session.ID))},
 	})
@@ -369,6 +369,7 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
+	c.noteReplaced(ctx, user, res.Count)
 	return c.writePair(pair, session.ID, cookies)
 }
 

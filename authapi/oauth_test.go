@@ -391,6 +391,9 @@ func TestOAuth_OldestSessionEnds(t *testing.T) {
 	}
 	x.want(x.send("GET", "/api/v1/auth/me", tokens[0], nil), 401, "invalid_credential")
 	x.want(x.send("GET", "/api/v1/auth/me", tokens[2], nil), 200, "")
+	if ended := x.events(tokens[2], "?event=session.ended"); len(ended) != 1 || ended[0]["detail"].(object)["reason"] != "too_many_sessions" {
+		t.Errorf("events %v", ended)
+	}
 }
 
 // TestOAuth_SeveralTabs shows that sign-ins do not get in each other's way, and that they do not pile up.

@@ -231,8 +231,15 @@ func TestSessions_OldestEndsBeyondTheMost(t *testing.T) {
 	p := e.register()
 	e.login(p)
 	e.want(e.send("GET", "/api/v1/auth/me", p.token, nil), 200, "")
-	e.login(p)
+	last := e.login(p)["token"].(string)
 	e.want(e.send("GET", "/api/v1/auth/me", p.token, nil), 401, "invalid_credential")
+	ended := e.events(last, "?event=session.ended")
+	if len(ended) != 1 || ended[0]["actor"].(object)["type"] != "system" || ended[0]["subject"].(object)["id"] != p.id {
+		t.Fatalf("events %v", ended)
+	}
+	if d := ended[0]["detail"].(object); d["reason"] != "too_many_sessions" || d["sessions"] != "1" {
+		t.Errorf("detail %v", d)
+	}
 }
 
 func TestSessions_KeysHaveNone(t *testing.T) {
