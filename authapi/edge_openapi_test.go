@@ -49,11 +49,24 @@ func TestOpenAPI_IsTheRouteTable(t *testing.T) {
 				OperationID string
 				Parameters  []struct{ Name, In string }
 				Responses   map[string]json.RawMessage
+				Security    []map[string]any
 			}
 			if err := json.Unmarshal(raw, &op); err != nil || op.OperationID == "" || ids[op.OperationID] || len(op.Responses) == 0 {
 				t.Errorf("%s %s: operationId %q is missing or double, or there are no responses (%v)", method, path, op.OperationID, err)
 			}
 			ids[op.OperationID] = true
+			// Where a user's token is a credential, the session in cookies is one; a key's own endpoints take neither, though a
+			// key may come as a bearer token.
+			schemes := map[string]bool{}
+			for _, s := range op.Security {
+				schemes["nobody"] = schemes["nobody"] || len(s) == 0
+				for name := range s {
+					schemes[name] = true
+				}
+			}
+			if takes := schemes["bearer"] && !schemes["nobody"] && !strings.HasPrefix(path, "/oauth2/"); takes != schemes["session"] {
+				t.Errorf("%s %s: security %v", method, path, op.Security)
+			}
 			for _, p := range op.Parameters {
 				if p.In == "path" && !strings.Contains(path, "{"+p.Name+"}") {
 					t.Errorf("%s %s: parameter %s is not in the path", method, path, p.Name)
