@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -46,6 +47,7 @@ type request struct {
 	method  string
 	path    string
 	body    any
+	raw     string // a body as it is, in place of body
 	token   string // a JWT
 	key     string // an API key
 	address string // the client's, as a load balancer tells it
@@ -90,6 +92,9 @@ func send(base string, r request) (response, error) {
 			return response{}, fmt.Errorf("encode: %w", err)
 		}
 		body = bytes.NewReader(data)
+	}
+	if r.raw != "" {
+		body = strings.NewReader(r.raw)
 	}
 	method := r.method
 	if method == "" {
