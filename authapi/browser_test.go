@@ -226,6 +226,52 @@ func otherCSRF(e *edge) string {
 	return a.object(e.t)["csrf_token"].(string)
 }
 
+// Whatever changes something needs the proof, whichever part of the API it belongs to; what takes no credential takes no
+// cookie for one.
+func TestCookieSession_EveryRoute(t *testing.T) {
+	t.Parallel()
+	e := newBrowser(t, nil)
+	p := e.register()
+	j := jar{}
+	a := e.browse(j, "POST", "/api/v1/auth/login", encode(object{"username": p.name, "password": goodPassword}), "X-Session-Mode", "cookie")
+	e.want(a, 200, "")
+	csrf := a.object(t)["csrf_token"].(string)
+	session := *j["__Host-sluice"]
+	tried := 0
+	for _, r := range e.srv.RouteRows() {
+		if !r.Credential || r.Method == "GET" {
+			continue
+		}
+		tried++
+		path := r.Pattern
+		for strings.Contains(path, "{") {
+			path = path[:strings.IndexByte(path, '{')] + "x" + path[strings.IndexByte(path, '}')+1:]
+		}
+		before := e.cluster.Index()
+		e.want(e.browse(j, r.Method, path, ""), 403, "csrf_failed")
+		e.want(e.browse(j, r.Method, path, "", "X-CSRF-Token", csrf, "Origin", "https://evil.example"), 403, "csrf_failed")
+		if e.cluster.Index() != before || len(j) == 0 {
+			t.Errorf("%s %s changed something", r.Method, r.Pattern)
+		}
+	}
+	if tried < 18 {
+		t.Errorf("%d routes tried", tried)
+	}
+	// The session's own end takes the cookies with it.
+	var id string
+	for _, s := range e.browse(j, "GET", "/api/v1/auth/sessions", "").object(t)["data"].([]any) {
+		if s := s.(object); s["current"] == true {
+			id = s["id"].(string)
+		}
+	}
+	e.want(e.browse(j, "DELETE", "/api/v1/auth/sessions/"+id, "", "X-CSRF-Token", csrf), 204, "")
+	if len(j) != 0 {
+		t.Errorf("cookies after the end of the session: %v", j)
+	}
+	j["__Host-sluice"] = &session
+	e.want(e.browse(j, "GET", "/api/v1/auth/me", ""), 401, "invalid_credential")
+}
+
 func TestCookieSession_PlainHTTPAndOff(t *testing.T) {
 	t.Parallel()
 	e := newBrowser(t, func(cfg *authapi.Config) { cfg.PublicURL, cfg.CORS.Origins = "", nil })

@@ -25,13 +25,16 @@ func (s *Server) ClientAddress(peer netip.Addr, lines ...[]byte) netip.Addr {
 }
 
 // RouteRow is what the OpenAPI document must say of a route.
-type RouteRow struct{ Method, Pattern string }
+type RouteRow struct {
+	Method, Pattern string
+	Credential      bool // nobody gets in without one
+}
 
 // RouteRows lists the route table.
 func (s *Server) RouteRows() []RouteRow {
 	var rows []RouteRow
 	for _, r := range s.routeTable() {
-		rows = append(rows, RouteRow{r.method, r.pattern})
+		rows = append(rows, RouteRow{r.method, r.pattern, r.auth != authNone})
 	}
 	return rows
 }

@@ -229,6 +229,9 @@ func handleEndSession(c *call) error {
 	if !plainID(id) {
 		return errNotFound()
 	}
+	if id == c.principal.SessionID {
+		c.dropCookies()
+	}
 	err := c.endSession(id, endRevoked)
 	if refusedWith(err, state.CodeNotFound) {
 		if session, err := c.srv.state.Session(id); err == nil && session != nil {
