@@ -61,7 +61,8 @@ func TestOperators_ChangesHoldEverywhere(t *testing.T) {
 		body["new_password"] = "quite another password"
 		must(t, origin, request{method: "POST", path: "/api/v1/auth/login", address: newAddress(), body: body}, http.StatusOK)
 
-		log := c.operate(t, other, "audit", "--organization", a.organization)
+		// Of the users alone: what this test tried in vain from so many addresses fills more than a page.
+		log := c.operate(t, other, "audit", "--organization", a.organization, "--event", "user.*")
 		for _, event := range []string{"user.disabled operator:", "user.enabled operator:", "user.password_changed operator:", "user.password_changed user:"} {
 			if !strings.Contains(log, event) {
 				t.Errorf("no %q in\n%s", event, log)
