@@ -9,6 +9,9 @@ const (
 	FixedWindow Algorithm = 1
 	// SlidingWindow also counts what is still in view of the window before: used(n) + w·used(n−1) ≤ Limit.
 	SlidingWindow Algorithm = 2
+	// TokenBucket holds Burst units when full and gains Limit units in Window seconds, evenly: at most
+	// Burst + Limit · t / Window units pass in any time t.
+	TokenBucket Algorithm = 3
 )
 
 // Rule is a limit: at most Limit units in any window of Window seconds, in the sense of Algorithm.
@@ -16,10 +19,11 @@ type Rule struct {
 	Limit     int64 // units, 0 (nothing passes) to 1e12
 	Window    int64 // seconds, 1 to 2,678,400 (31 days)
 	Algorithm Algorithm
+	Burst     int64 // of a TokenBucket: what it holds when full, in units, 1 to 1e12; else 0
 }
 
 // BucketID names a bucket: a keyed 128-bit hash of (policy, window, algorithm, subject), the same on every node. It
-// does not depend on the limit, so that a limit may change while the bucket is in use.
+// does not depend on limit and burst, so that these may change while the bucket is in use.
 type BucketID [16]byte
 
 // Charge is what one policy takes for one request.
@@ -30,9 +34,11 @@ type Charge struct {
 
 	// id is the bucket's name as the decision found it: a reset gives it another one.
 	id BucketID
-	// charged is 1 + the window that Take charged, 0 for none. It tells Refund where the units belong, however late it
-	// comes, and makes a second Refund of the same Charge harmless.
+	// charged is 1 + the window that Take charged, or which token bucket it was (tokens.birth); 0 for none. It tells Refund
+	// where the units belong, however late it comes, and makes a second Refund of the same Charge harmless.
 	charged int64
+	// roomUntil is the value of tokens.filled up to which a token bucket has room for what a refund gives back.
+	roomUntil int64
 }
 
 // Outcome of a decision.
@@ -52,8 +58,8 @@ const (
 type Verdict struct {
 	Outcome    Outcome // of this policy alone
 	Limit      int64
-	Remaining  int64 // units left in the cluster as far as this node knows, at least 0
-	ResetAt    int64 // Unix seconds: the end of the present window
+	Remaining  int64 // units left in the cluster as far as this node knows, at least 0; of a TokenBucket up to Burst
+	ResetAt    int64 // Unix seconds: the end of the present window, or when a TokenBucket will be full if nothing more is spent
 	RetryAfter int64 // whole seconds, at least 1, until a request of this cost may pass; 0 where it may now
 	Waited     bool  // the decision waited for a message
 }

@@ -42,7 +42,7 @@ func benchHeir(tb testing.TB) *Limiter {
 	state := State{HorizonMillis: 1 << 50, Rosters: []Roster{{Index: 1, Nodes: []string{"a", "b", "c"}}}}
 	leaver.SetState(state)
 	for i := range 1000 {
-		take(leaver, Rule{1_000_000, 3600, SlidingWindow}, fmt.Sprint(i), 1)
+		take(leaver, Rule{Limit: 1_000_000, Window: 3600, Algorithm: SlidingWindow}, fmt.Sprint(i), 1)
 	}
 	var list bytes.Buffer
 	if err := leaver.Leave(); err != nil {
@@ -64,8 +64,11 @@ func benchHeir(tb testing.TB) *Limiter {
 }
 
 func allocatesNothing(t *testing.T, l *Limiter) {
-	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
-		open, shut := Rule{1_000_000, 3600, alg}, Rule{0, 3600, alg}
+	for _, alg := range []Algorithm{FixedWindow, SlidingWindow, TokenBucket} {
+		open, shut := Rule{Limit: 1_000_000, Window: 3600, Algorithm: alg}, Rule{Limit: 0, Window: 3600, Algorithm: alg}
+		if alg == TokenBucket {
+			open.Burst, shut.Burst = 1_000_000, 1
+		}
 		subject := []byte("subject")
 		for name, rule := range map[string]Rule{"admitted": open, "refused": shut} {
 			var v [2]Verdict
@@ -133,11 +136,14 @@ func TestLedger_PackingAllocatesNothing(t *testing.T) {
 
 func BenchmarkTake(b *testing.B) {
 	l := benchLimiter(b)
-	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+	for _, alg := range []Algorithm{FixedWindow, SlidingWindow, TokenBucket} {
 		for name, limit := range map[string]int64{"admitted": 1e12, "refused": 0} {
 			for _, keys := range []int{1, 10_000} {
 				b.Run(fmt.Sprintf("alg=%d/%s/keys=%d", alg, name, keys), func(b *testing.B) {
-					rule := Rule{limit, 3600, alg}
+					rule := Rule{Limit: limit, Window: 3600, Algorithm: alg}
+					if alg == TokenBucket {
+						rule.Burst = max(limit, 1)
+					}
 					ids := make([]BucketID, keys)
 					for i := range ids {
 						ids[i] = l.Bucket("p", rule, binary.BigEndian.AppendUint64(nil, uint64(i)))
@@ -173,7 +179,7 @@ func BenchmarkTake_Packed(b *testing.B) {
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		c[0] = Charge{Bucket: ids[i], Rule: Rule{0, f.rule.Window, f.rule.Algorithm}, Cost: 1}
+		c[0] = Charge{Bucket: ids[i], Rule: Rule{Limit: 0, Window: f.rule.Window, Algorithm: f.rule.Algorithm}, Cost: 1}
 		f.l.take(f.now, c[:], v[:], nil, &out)
 		if i++; i == buckets {
 			i = 0
@@ -186,6 +192,6 @@ func BenchmarkBucket(b *testing.B) {
 	subject := []byte("key_01hzx3v8q4w2y6n5t7r9p1m3k5")
 	b.ReportAllocs()
 	for b.Loop() {
-		l.Bucket("api_key", Rule{100, 60, SlidingWindow}, subject)
+		l.Bucket("api_key", Rule{Limit: 100, Window: 60, Algorithm: SlidingWindow}, subject)
 	}
 }

@@ -64,6 +64,7 @@ type bucket struct {
 	know   []counters // what peers said of themselves
 	cells  []cell     // backing of windows' cells that came out of the packed form
 	ask    ask
+	tok    *tokens // of a token bucket, which has no windows
 }
 
 // rankMemo saves reckoning the rendezvous order for each request.
@@ -304,14 +305,19 @@ func (l *ledger) share(b *bucket, r *rosterView, limit int64) int64 {
 	if rest == 0 || b.cell {
 		return q * grains
 	}
+	if int64(l.order(b, r)) < rest {
+		q++
+	}
+	return q * grains
+}
+
+// order is this node's place in the bucket's rendezvous order, which must have one.
+func (l *ledger) order(b *bucket, r *rosterView) int32 {
 	memo := &b.rank[r.index&1]
 	if memo.roster != r.index+1 {
 		*memo = rankMemo{roster: r.index + 1, rank: int32(r.rank(b.id.low(), r.self))}
 	}
-	if int64(memo.rank) < rest {
-		q++
-	}
-	return q * grains
+	return memo.rank
 }
 
 // gone says whether a window ended so long ago that its counters may have been dropped: long after any clock within the

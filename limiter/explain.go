@@ -131,7 +131,7 @@ func (sh *shard) note(c *Charge, ms int64, why Reason) {
 // whyRefused says what a refusal comes from. st is how the bucket stands; last says that the request has waited in vain.
 func (l *ledger) whyRefused(v *view, b *bucket, c *Charge, st *standing, t instant, last bool) Reason {
 	switch {
-	case c.Cost > c.Rule.Limit:
+	case c.Cost > c.Rule.most():
 		return ReasonCost
 	case b.cell:
 		return ReasonOverflow
@@ -201,6 +201,10 @@ func (l *ledger) explain(t instant, id BucketID, rule Rule) (e Explanation, ok b
 	if b == nil {
 		b = newBucket(c.id, rule)
 	}
+	if rule.Algorithm == TokenBucket {
+		l.explainTokens(sh, v, b, t, &e)
+		return e, true
+	}
 	l.explainWindow(sh, v, b, t, &e)
 	l.explainPeers(b, t, &e)
 	return e, true
@@ -216,7 +220,11 @@ func (sh *shard) ruleInMemory(v *view, id *BucketID) (Rule, bool) {
 	}
 	for i := range names {
 		if b := sh.get(&names[i]); b != nil {
-			return Rule{Limit: b.limit, Window: int64(b.span) / 1000, Algorithm: b.alg}, true
+			rule := Rule{Limit: b.limit, Window: int64(b.span) / 1000, Algorithm: b.alg}
+			if b.tok != nil {
+				rule.Limit, rule.Burst = b.tok.limit, b.tok.burst
+			}
+			return rule, true
 		}
 	}
 	return Rule{}, false
@@ -330,7 +338,7 @@ func Sum(parts []Explanation, cost int64) (total Total) {
 		total.Remaining = sv.remaining(b, first.Window, limit, now)
 	}
 	switch {
-	case sv.count == 0 || cost > limit:
+	case sv.count == 0 || cost > first.Rule.most():
 	case windows && spare >= cost*grains, !windows && room >= cost*grains:
 		total.NextMillis = now
 	case windows:

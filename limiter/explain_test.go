@@ -29,7 +29,7 @@ func TestExplain_AddsUp(t *testing.T) {
 	t.Parallel()
 	for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
 		c := openCluster(t, 3, nil)
-		rule := Rule{10, 3600, alg}
+		rule := Rule{Limit: 10, Window: 3600, Algorithm: alg}
 		e := explain(t, c.node(0), rule, "s")
 		if e.Known || e.Base < 3000 || e.Base > 4000 || e.Room != e.Base || e.NextMillis != testStart || e.RosterIndex != 1 {
 			t.Errorf("before any request: %+v", e)
@@ -103,7 +103,7 @@ func TestExplain_AddsUp(t *testing.T) {
 func TestExplain_Reasons(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 2, nil)
-	rule := Rule{4, 3600, FixedWindow}
+	rule := Rule{Limit: 4, Window: 3600, Algorithm: FixedWindow}
 	reason := func(i int, subject string) Reason {
 		t.Helper()
 		if e := explain(t, c.node(i), rule, subject); e.Refusal != nil {
@@ -158,7 +158,7 @@ func TestExplain_Reasons(t *testing.T) {
 func TestExplain_ByNameAndAfterReset(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 1, nil)
-	rule := Rule{4, 3600, SlidingWindow}
+	rule := Rule{Limit: 4, Window: 3600, Algorithm: SlidingWindow}
 	l := c.node(0)
 	id := l.Bucket("p", rule, []byte("s"))
 	if _, ok := l.Explain(id, Rule{}); ok {
@@ -180,7 +180,7 @@ func TestExplain_ByNameAndAfterReset(t *testing.T) {
 	if e, _ := l.Explain(id, Rule{}); e.Generation != 77 || e.Used != 1000 || e.Bucket != id {
 		t.Errorf("used after the reset: %+v", e)
 	}
-	for _, bad := range []Rule{{1, -1, FixedWindow}, {-1, 60, FixedWindow}, {1, 60, 99}, {1, maxWindow + 1, FixedWindow}} {
+	for _, bad := range []Rule{{Limit: 1, Window: -1, Algorithm: FixedWindow}, {Limit: -1, Window: 60, Algorithm: FixedWindow}, {Limit: 1, Window: 60, Algorithm: 99}, {Limit: 1, Window: maxWindow + 1, Algorithm: FixedWindow}} {
 		if _, ok := l.Explain(id, bad); ok {
 			t.Errorf("rule %+v is explained", bad)
 		}
@@ -190,7 +190,7 @@ func TestExplain_ByNameAndAfterReset(t *testing.T) {
 func TestExplain_OverflowCell(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 1, func(_ int, cfg *Config) { cfg.MaxBuckets = 64 })
-	rule := Rule{2, 3600, FixedWindow}
+	rule := Rule{Limit: 2, Window: 3600, Algorithm: FixedWindow}
 	for i := range 3000 {
 		subject := fmt.Sprint(i)
 		o, _ := take(c.node(0), rule, subject, 1)
@@ -208,7 +208,7 @@ func TestExplain_OverflowCell(t *testing.T) {
 func TestExplain_WhileWaiting(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 2, func(_ int, cfg *Config) { cfg.GossipInterval = time.Hour })
-	rule := Rule{2, 3600, FixedWindow}
+	rule := Rule{Limit: 2, Window: 3600, Algorithm: FixedWindow}
 	take(c.node(0), rule, "s", 1)
 	c.mu.Lock()
 	c.loss = 100

@@ -13,7 +13,7 @@ func (c *testCluster) resetOn(id BucketID, generation uint64, count int) {
 func TestReset_FullLimitOnEveryNode(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 3, nil)
-	for _, rule := range []Rule{{10, 3600, FixedWindow}, {10, 3600, SlidingWindow}} {
+	for _, rule := range []Rule{{Limit: 10, Window: 3600, Algorithm: FixedWindow}, {Limit: 10, Window: 3600, Algorithm: SlidingWindow}} {
 		id := c.node(0).Bucket("p", rule, []byte("s"))
 		for generation := range uint64(4) {
 			if generation > 0 {
@@ -39,7 +39,7 @@ func TestReset_FullLimitOnEveryNode(t *testing.T) {
 func TestReset_LateNode(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 3, nil)
-	rule := Rule{30, 3600, FixedWindow}
+	rule := Rule{Limit: 30, Window: 3600, Algorithm: FixedWindow}
 	for range 4 {
 		if o, _ := take(c.node(0), rule, "s", 1); o != Admitted {
 			t.Fatal("not admitted")
@@ -71,7 +71,7 @@ func TestReset_LateNode(t *testing.T) {
 func TestReset_RefundStaysInItsGeneration(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 1, nil)
-	rule := Rule{3, 3600, FixedWindow}
+	rule := Rule{Limit: 3, Window: 3600, Algorithm: FixedWindow}
 	charges := []Charge{{Bucket: c.node(0).Bucket("p", rule, []byte("s")), Rule: rule, Cost: 3}}
 	verdicts := make([]Verdict, 1)
 	if o := c.node(0).Take(charges, verdicts); o != Admitted {
@@ -120,7 +120,7 @@ func TestReset_NeverForgottenByAnOlderState(t *testing.T) {
 
 func TestGenerationID_KeepsWhatOthersGoBy(t *testing.T) {
 	t.Parallel()
-	id := bucketID(&[16]byte{1}, "p", Rule{1, 60, FixedWindow}, []byte("s"))
+	id := bucketID(&[16]byte{1}, "p", Rule{Limit: 1, Window: 60, Algorithm: FixedWindow}, []byte("s"))
 	seen := map[BucketID]bool{id: true}
 	for n := range uint64(1000) {
 		g := generationID(id, n)
@@ -138,7 +138,7 @@ func TestReset_HandedBack(t *testing.T) {
 	const w = 60_000
 	for alg, want := range map[Algorithm][2]int64{FixedWindow: {10, 10}, SlidingWindow: {0, 5}} {
 		l := newLedger(ledgerConfig{self: "a", inc: 1, skewMillis: 1000, maxBuckets: 6400})
-		rule := Rule{10, 60, alg}
+		rule := Rule{Limit: 10, Window: 60, Algorithm: alg}
 		id := bucketID(&[16]byte{1}, "p", rule, []byte("s"))
 		begin := int64(testStart/w) * w
 		until := begin + w

@@ -32,7 +32,14 @@ type ledger struct {
 	relay   relay
 	refused atomic.Uint64 // packets not understood
 	foreign atomic.Uint64 // packets for or from somebody else
-	shards  [shardCount]shard
+
+	// Of token buckets: until when this node holds nothing, on the monotonic clock; what rosters it went by; when tick
+	// last ran; how many there ever were.
+	heldUntil      int64
+	phases         atomic.Pointer[phases]
+	ticked, births atomic.Int64
+
+	shards [shardCount]shard
 
 	listMu sync.Mutex
 	lists  map[[32]byte]*bequest // what leavers handed over
@@ -49,6 +56,13 @@ type ledger struct {
 	unsafeLateDebit  bool // a donor answers before its record says so
 	unsafeSum        bool // what cells say is added up, not merged by maximum
 	unsafeNoAdopt    bool // a bucket takes nothing over from its overflow cell
+	unsafeStartFull  bool // token buckets are full at every start
+	unsafeTakeBack   bool // a donor takes back what it lent while the lease runs
+	unsafeLendOn     bool // what was borrowed is lent on
+	unsafeTwice      bool // a lease is taken as often as the answer comes
+	unsafeNoClip     bool // a lease does not end for its receiver
+	unsafeNoPause    bool // a roster governs token buckets at once
+	unsafeRefund     bool // a refund gives back all, whatever came since
 	unsafeHandBack   bool // what a handed-back bucket spent under another name is not charged
 	unsafeCellBack   bool // a handed-back bucket may begin in an overflow cell
 	unsafePacked     bool // what was given is not kept in packed form
@@ -66,6 +80,7 @@ type ledgerConfig struct {
 	skewMillis             int64
 	maxBuckets             int
 	startMark, lostThrough int64
+	startMono              int64 // the monotonic clock at the start
 	records                *recordFile
 	restored               []restoredWindow
 }
@@ -94,6 +109,7 @@ func newLedger(c ledgerConfig) *ledger {
 	l.mark.Store(c.startMark)
 	l.view.Store(&view{})
 	l.peers.add(c.self)
+	l.startPhases(c.startMono)
 	for i := range l.shards {
 		l.shards[i].maxMillis = c.startMark
 		l.shards[i].records = c.records
@@ -170,8 +186,16 @@ func validCharge(c *Charge) bool {
 }
 
 func validRule(r *Rule) bool {
-	return r.Limit >= 0 && r.Limit <= maxLimit && r.Window >= 1 && r.Window <= maxWindow &&
-		(r.Algorithm == FixedWindow || r.Algorithm == SlidingWindow)
+	if r.Limit < 0 || r.Limit > maxLimit || r.Window < 1 || r.Window > maxWindow {
+		return false
+	}
+	switch r.Algorithm {
+	case FixedWindow, SlidingWindow:
+		return r.Burst == 0
+	case TokenBucket:
+		return r.Burst >= 1 && r.Burst <= maxLimit
+	}
+	return false
 }
 
 func (l *ledger) unlock(mask uint64) {
@@ -227,6 +251,9 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 		if outcome == Refused && w != nil {
 			pending = l.seek(v, charges, verdicts, t, w, out)
 		}
+		for i := 0; i < len(charges) && !pending; i++ {
+			l.returnUnused(&charges[i], t, out)
+		}
 	} else {
 		for i := range charges {
 			l.settle(v, &charges[i], t, out)
@@ -256,6 +283,9 @@ func (l *ledger) try(v *view, c *Charge, t instant) Outcome {
 	b := l.obtain(sh, &c.id, c.Rule, false)
 	if b == nil || b.span != span(c.Rule.Window*1000) || b.alg != c.Rule.Algorithm {
 		return Undecided
+	}
+	if b.alg == TokenBucket {
+		return l.tryTokens(v, b, c, t)
 	}
 	n := b.span.at(t.ms)
 	if b.cell && !l.unsafeCellBack && v.handedBack(&c.id, b.span.begin(n-1)) {
@@ -291,7 +321,9 @@ func (l *ledger) undo(c *Charge) {
 	if c.charged == 0 {
 		return
 	}
-	if _, b := l.at(c); b != nil {
+	if _, b := l.at(c); b != nil && b.alg == TokenBucket {
+		b.undoTokens(c)
+	} else if b != nil {
 		if win := b.find(c.charged - 1); win != nil {
 			win.used -= c.Cost * grains
 		}
@@ -302,6 +334,10 @@ func (l *ledger) undo(c *Charge) {
 // settle makes what try spent lasting: the record first, since the answer goes out as soon as the locks are open.
 func (l *ledger) settle(v *view, c *Charge, t instant, out *outbox) {
 	sh, b := l.at(c)
+	if b.alg == TokenBucket {
+		l.settleTokens(sh, v, b, c, t, out)
+		return
+	}
 	win := b.find(c.charged - 1)
 	l.record(b, win)
 	sh.touch(b, c.Rule.Limit, win)
@@ -357,6 +393,9 @@ func (l *ledger) report(v *view, c *Charge, verdict *Verdict, t instant, whole O
 	if !validCharge(c) {
 		verdict.ResetAt, verdict.RetryAfter = t.ms/1000+1, 1
 		return 0
+	}
+	if c.Rule.Algorithm == TokenBucket {
+		return l.reportTokens(v, c, verdict, t, last)
 	}
 	s := span(c.Rule.Window * 1000)
 	n := s.at(t.ms)
@@ -425,7 +464,12 @@ func (l *ledger) refund(charges []Charge) {
 		sh.mu.Lock()
 		// A bucket that moved between its own counters and an overflow cell since is left alone: units stay spent.
 		if _, b := l.at(c); b != nil && !b.cell && !sh.closed { // closed: at looks into no record
-			if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost*grains {
+			if b.alg == TokenBucket {
+				if l.refundTokens(b, c) {
+					sh.touchTokens(b)
+					b.wake()
+				}
+			} else if win := b.find(c.charged - 1); win != nil && win.used >= c.Cost*grains {
 				win.used -= c.Cost * grains
 				win.vague = true
 				sh.touch(b, c.Rule.Limit, win)

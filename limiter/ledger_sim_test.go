@@ -17,7 +17,7 @@ var (
 )
 
 // runSchedules runs count schedules and returns the failing one with the least seed among those that ran, nil for none.
-func runSchedules(count int, unsafely func(*simOptions)) (failed *schedule, failure string, admitted int64) {
+func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*simOptions)) (failed *schedule, failure string, admitted int64) {
 	var next, total atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -31,7 +31,7 @@ func runSchedules(count int, unsafely func(*simOptions)) (failed *schedule, fail
 				if stop || seed > uint64(count) {
 					return
 				}
-				p := randomSchedule(seed + *simFirst - 1)
+				p := plan(seed + *simFirst - 1)
 				if unsafely != nil {
 					unsafely(&p.opt)
 					p.opt.calm, p.opt.ending = false, false // what is looked for is I1
@@ -69,7 +69,7 @@ func TestLedger_NeverOver(t *testing.T) {
 			return
 		}
 	} else {
-		p, failure, admitted = runSchedules(count, nil)
+		p, failure, admitted = runSchedules(count, randomSchedule, nil)
 	}
 	if p != nil {
 		seed, steps := p.seed, len(p.steps)
@@ -115,28 +115,41 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p, failure, _ := runSchedules(30_000, change)
-			if p == nil || kind(failure) != "I1" {
-				t.Fatalf("no schedule misses it: %s", failure)
-			}
-			t.Logf("schedule %d: %s", p.seed, failure)
+			wantMissed(t, randomSchedule, change)
 		})
 	}
+	for name, change := range map[string]func(*simOptions){
+		"tokens full at every start": off(func(l *ledger) { l.unsafeStartFull = true }),
+		"no lease waited for":        off(func(l *ledger) { l.heldUntil = 0 }),
+		"lent tokens taken back":     off(func(l *ledger) { l.unsafeTakeBack = true }),
+		"borrowed tokens lent on":    off(func(l *ledger) { l.unsafeLendOn = true }),
+		"leases taken twice":         off(func(l *ledger) { l.unsafeTwice = true }),
+		"leases without an end":      off(func(l *ledger) { l.unsafeNoClip = true }),
+		"token rosters at once":      off(func(l *ledger) { l.unsafeNoPause = true }),
+		"refunds beyond the room":    off(func(l *ledger) { l.unsafeRefund = true }),
+		"clocks that stop in pauses": func(o *simOptions) { o.dozing = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			wantMissed(t, sceneSchedule, change)
+		})
+	}
+}
+
+func wantMissed(t *testing.T, plan func(uint64) *schedule, change func(*simOptions)) {
+	t.Helper()
+	p, failure, _ := runSchedules(30_000, plan, change)
+	if p == nil || kind(failure) != "I1" {
+		t.Fatalf("no schedule misses it: %s", failure)
+	}
+	t.Logf("schedule %d: %s", p.seed, failure)
 }
 
 // On a connected cluster a client that asks for more than the limit gets all of it, or 99 of 100, however its requests
 // are spread over the nodes.
 func TestLedger_NothingWasted(t *testing.T) {
 	t.Parallel()
-	patterns := map[string]func(s *sim, i int) int{
-		"one node":    func(*sim, int) int { return 0 },
-		"round robin": func(s *sim, i int) int { return i % len(s.nodes) },
-		"random":      func(s *sim, _ int) int { return s.rng.IntN(len(s.nodes)) },
-		"two nodes":   func(s *sim, i int) int { return i % 2 },
-		"attacker":    func(s *sim, _ int) int { return (s.refused + 1) % len(s.nodes) },
-		"in turn":     func(s *sim, i int) int { return i / 40 % len(s.nodes) },
-	}
-	for name, pick := range patterns {
+	for name, pick := range loadPatterns {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, nodes := range []int{2, 3, 5, 10, 20} {

@@ -69,7 +69,7 @@ type Config struct {
 type Limiter struct {
 	cfg     Config
 	clock   func() time.Time
-	started time.Time
+	running *runningClock
 	ledger  *ledger
 	waiters sync.Pool
 	log     *slog.Logger
@@ -103,7 +103,7 @@ func Open(cfg Config) (*Limiter, error) {
 		return nil, err
 	}
 	l := &Limiter{
-		cfg: cfg, clock: cfg.Clock, log: cfg.Logger, started: time.Now(),
+		cfg: cfg, clock: cfg.Clock, log: cfg.Logger, running: newRunningClock(),
 		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.waiters.New = func() any {
@@ -114,7 +114,7 @@ func Open(cfg Config) (*Limiter, error) {
 	}
 	lc := ledgerConfig{
 		self: cfg.NodeID, inc: cfg.Incarnation, available: cfg.Isolation == Available,
-		skewMillis: cfg.MaxClockSkew.Milliseconds(), maxBuckets: cfg.MaxBuckets,
+		skewMillis: cfg.MaxClockSkew.Milliseconds(), maxBuckets: cfg.MaxBuckets, startMono: l.instant().mono,
 	}
 	if err := l.load(&lc); err != nil {
 		return nil, err
@@ -286,6 +286,7 @@ func (l *Limiter) keepGossip() {
 		case <-ticker.C:
 		}
 		l.gossip()
+		l.tick()
 		l.sweep()
 	}
 }
@@ -301,6 +302,13 @@ func (l *Limiter) gossip() {
 	}
 	l.ledger.gossip(t, int(int64(l.cfg.GossipBytes)*int64(l.cfg.GossipInterval)/int64(time.Second)), send)
 	l.ledger.signsOfLife(t, send)
+}
+
+// tick does what token buckets need.
+func (l *Limiter) tick() {
+	var out outbox
+	l.ledger.tick(l.instant(), &out)
+	l.flush(&out)
 }
 
 // sweep looks at a few buckets of each shard, so that all are seen every minute or so and no lock is held long.
@@ -327,11 +335,12 @@ func (l *Limiter) sweep() {
 
 // instant reads the clock, once: time.Now carries both readings. A clock of the caller's may not be monotonic at all.
 func (l *Limiter) instant() instant {
-	if l.cfg.Clock == nil {
-		now := time.Now()
-		return instant{ms: now.UnixMilli(), mono: int64(now.Sub(l.started))}
+	now := time.Now()
+	mono := l.running.at(l.running.split(now))
+	if l.cfg.Clock != nil {
+		now = l.cfg.Clock()
 	}
-	return instant{ms: l.cfg.Clock().UnixMilli(), mono: int64(time.Since(l.started))}
+	return instant{ms: now.UnixMilli(), mono: mono}
 }
 
 // waitSlot is a waiter with what the shell needs to wait.

@@ -188,11 +188,15 @@ func TestLimiter_Storms(t *testing.T) {
 	for name, pick := range patterns {
 		for _, nodes := range []int{3, 5} {
 			for _, limit := range []int64{3, 10, 100, 1000} {
-				for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+				for _, alg := range []Algorithm{FixedWindow, SlidingWindow, TokenBucket} {
+					rule := Rule{Limit: limit, Window: 60, Algorithm: alg}
+					if alg == TokenBucket { // gains nothing to speak of meanwhile
+						rule.Window, rule.Burst = maxWindow, limit
+					}
 					t.Run(fmt.Sprintf("%s/nodes=%d/limit=%d/alg=%d", name, nodes, limit, alg), func(t *testing.T) {
 						t.Parallel()
 						c := openCluster(t, nodes, nil)
-						storm(t, c, Rule{Limit: limit, Window: 60, Algorithm: alg}, 1500, time.Second, pick)
+						storm(t, c, rule, 1500, time.Second, pick)
 					})
 				}
 			}
@@ -268,7 +272,7 @@ func TestLimiter_SeveralAreAllOrNone(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 1, nil)
 	l := c.node(0)
-	key, user := Rule{10, 60, FixedWindow}, Rule{3, 3600, SlidingWindow}
+	key, user := Rule{Limit: 10, Window: 60, Algorithm: FixedWindow}, Rule{Limit: 3, Window: 3600, Algorithm: SlidingWindow}
 	charges := []Charge{
 		{Bucket: l.Bucket("key", key, []byte("k")), Rule: key, Cost: 1},
 		{Bucket: l.Bucket("user", user, []byte("u")), Rule: user, Cost: 1},
@@ -296,7 +300,7 @@ func TestLimiter_Refund(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 1, nil)
 	l := c.node(0)
-	rule := Rule{2, 60, FixedWindow}
+	rule := Rule{Limit: 2, Window: 60, Algorithm: FixedWindow}
 	charges := []Charge{{Bucket: l.Bucket("p", rule, []byte("s")), Rule: rule, Cost: 2}}
 	var v [1]Verdict
 	if o := l.Take(charges, v[:]); o != Admitted || v[0].Remaining != 0 {

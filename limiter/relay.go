@@ -41,6 +41,7 @@ func (l *ledger) gossip(t instant, budget int, send func(peer uint16, packet []b
 	if len(to) <= directMost {
 		each := max(budget/len(to), 1)
 		l.relay.own = min(l.relay.own+each, each)
+		l.relay.own -= l.newsOfTokens(t, l.relay.own/2, to, send)
 		l.relay.own -= l.news(t, l.relay.own, typeNews, func(packet []byte) {
 			for _, p := range to {
 				send(p, packet)
@@ -56,6 +57,7 @@ func (l *ledger) gossip(t instant, budget int, send func(peer uint16, packet []b
 	l.relay.own = min(l.relay.own+each, each)
 	l.relay.credit = min(l.relay.credit+max(budget, 1), max(budget, 1))
 	l.relay.take()
+	l.relay.own -= l.newsOfTokens(t, l.relay.own/2, to, send)
 	l.relay.own -= l.news(t, l.relay.own, typeRelay, func(packet []byte) {
 		for _, p := range relays {
 			send(p, packet)

@@ -160,7 +160,7 @@ func TestRelay_MergesByOrigin(t *testing.T) {
 	}
 	check := func(what string, want int64) {
 		t.Helper()
-		c := Charge{Bucket: name.id, Rule: Rule{100, 60, SlidingWindow}, Cost: 1}
+		c := Charge{Bucket: name.id, Rule: Rule{Limit: 100, Window: 60, Algorithm: SlidingWindow}, Cost: 1}
 		if got := l.peek(now, c).Remaining; got != want {
 			t.Errorf("%s: %d remain, want %d", what, got, want)
 		}
@@ -184,7 +184,7 @@ func TestRelay_MergesByOrigin(t *testing.T) {
 	if waiting() != 1 {
 		t.Fatalf("%d groups wait to be passed on, want 1", waiting())
 	}
-	if l.take(now, []Charge{{Bucket: name.id, Rule: Rule{100, 60, SlidingWindow}, Cost: 35}}, make([]Verdict, 1), nil, &out); l.peek(now, Charge{Bucket: name.id, Rule: Rule{100, 60, SlidingWindow}, Cost: 1}).Remaining != 70 {
+	if l.take(now, []Charge{{Bucket: name.id, Rule: Rule{Limit: 100, Window: 60, Algorithm: SlidingWindow}, Cost: 35}}, make([]Verdict, 1), nil, &out); l.peek(now, Charge{Bucket: name.id, Rule: Rule{Limit: 100, Window: 60, Algorithm: SlidingWindow}, Cost: 1}).Remaining != 70 {
 		t.Error("news made a right")
 	}
 }

@@ -217,7 +217,7 @@ func TestOpen_Errors(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
-	if o, _ := take(l, Rule{1, 60, FixedWindow}, "s", 1); o != Undecided {
+	if o, _ := take(l, Rule{Limit: 1, Window: 60, Algorithm: FixedWindow}, "s", 1); o != Undecided {
 		t.Errorf("after Close: %v", o)
 	}
 	l.Stats()

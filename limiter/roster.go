@@ -32,12 +32,20 @@ type view struct {
 
 // governing is the roster that governs a window beginning at begin, nil where none does.
 func (v *view) governing(begin int64) *rosterView {
-	for i := len(v.rosters) - 1; i >= 0; i-- {
-		if v.rosters[i].from <= begin {
-			return &v.rosters[i]
-		}
+	if i := v.place(begin); i >= 0 {
+		return &v.rosters[i]
 	}
 	return nil
+}
+
+// place is where the roster that governs ms stands, -1 for none.
+func (v *view) place(ms int64) int {
+	for i := len(v.rosters) - 1; i >= 0; i-- {
+		if v.rosters[i].from <= ms {
+			return i
+		}
+	}
+	return -1
 }
 
 // rank is the place of the node at pos in the bucket's rendezvous order: how many nodes come before it. All nodes reckon

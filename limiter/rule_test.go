@@ -95,7 +95,7 @@ func TestView_Governing(t *testing.T) {
 func TestBucketID_LeavesOutTheLimit(t *testing.T) {
 	t.Parallel()
 	key := [16]byte{1}
-	rule := Rule{10, 60, FixedWindow}
+	rule := Rule{Limit: 10, Window: 60, Algorithm: FixedWindow}
 	id := bucketID(&key, "p", rule, []byte("s"))
 	same := rule
 	same.Limit = 99
@@ -121,7 +121,7 @@ func TestBucketID_LeavesOutTheLimit(t *testing.T) {
 func TestLimiter_LimitChanges(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 3, nil)
-	low, high := Rule{9, 60, FixedWindow}, Rule{30, 60, FixedWindow}
+	low, high := Rule{Limit: 9, Window: 60, Algorithm: FixedWindow}, Rule{Limit: 30, Window: 60, Algorithm: FixedWindow}
 	if n := drain(t, c, low, "s"); n != 9 {
 		t.Fatalf("%d admitted at first, want 9", n)
 	}

@@ -13,7 +13,7 @@ import (
 func TestTake_SpendsFromAllOrNone(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 3, nil)
-	rules := []Rule{{3, 1, FixedWindow}, {5, 60, SlidingWindow}, {100, 86_400, SlidingWindow}}
+	rules := []Rule{{Limit: 3, Window: 1, Algorithm: FixedWindow}, {Limit: 5, Window: 60, Algorithm: SlidingWindow}, {Limit: 100, Window: 86_400, Algorithm: SlidingWindow}}
 	charges, verdicts := make([]Charge, len(rules)), make([]Verdict, len(rules))
 	ask := func(l *Limiter, cost int64) Outcome {
 		for i, r := range rules {
@@ -77,7 +77,7 @@ func TestTake_SpendsFromAllOrNone(t *testing.T) {
 func TestTake_SeveralNeverOver(t *testing.T) {
 	t.Parallel()
 	c := openCluster(t, 3, nil)
-	shared, own := Rule{30, 60, SlidingWindow}, Rule{20, 60, SlidingWindow}
+	shared, own := Rule{Limit: 30, Window: 60, Algorithm: SlidingWindow}, Rule{Limit: 20, Window: 60, Algorithm: SlidingWindow}
 	var admitted [2]atomic.Int64
 	var wg sync.WaitGroup
 	for i := range 300 {

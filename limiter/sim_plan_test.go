@@ -22,7 +22,7 @@ const (
 	opReorder             // the roster is committed anew in another order
 	opLearn               // node applies a more entries of the log
 	opLate                // from now on node learns of entries only by opLearn (a = 1), or as they come (a = 0)
-	opLimit               // bucket other's limit is a from now on
+	opLimit               // bucket other's limit is a from now on, and its burst b
 	opCrash               // kill -9
 	opStart               // node starts as a says (startKeep and others), having lost the last b entries that it applied
 	opClock               // node's clock is a milliseconds ahead of the true time from now on
@@ -45,11 +45,14 @@ const (
 	opBequeath            // node, which is leaving, hands its list to other; with a = 1 it gets lost on the way
 	opLeave               // one of the lists that node handed over (a from the last one back) is committed with its heir
 	opLoseLists           // node's files with what it inherited are gone
+	opHoard               // node is asked for a per cent of bucket other's limit or burst at once
+	opDrain               // every node is asked for bucket other until it refuses
+	opGovern              // time moves to a milliseconds after the newest roster begins to govern
 )
 
 var opNames = [...]string{"advance", "edge", "take", "horizon", "leader", "join", "remove", "replace", "reorder", "learn", "late",
 	"limit", "crash", "start", "clock", "pause", "resume", "cut", "split", "heal", "net", "replay", "news", "sweep", "refund", "reset", "hand back",
-	"forget", "stall", "die", "depart", "bequeath", "leave", "lose lists"}
+	"forget", "stall", "die", "depart", "bequeath", "leave", "lose lists", "hoard", "drain", "govern"}
 
 const (
 	toAttacker = -1 // goes to another node at each refusal
@@ -155,8 +158,12 @@ func (s *sim) do(st step) {
 	case opLate:
 		n.late = st.a == 1
 	case opLimit:
-		s.earlier[st.other] = s.buckets[st.other].rule.Limit
+		s.earlier[st.other] = s.buckets[st.other].rule
 		s.buckets[st.other].rule.Limit = st.a
+		if s.buckets[st.other].rule.Algorithm == TokenBucket {
+			s.buckets[st.other].rule.Burst = st.b
+		}
+		s.inForce(st.other)
 	case opCrash:
 		s.kill(n)
 	case opStart:
@@ -167,7 +174,9 @@ func (s *sim) do(st step) {
 	case opClock:
 		n.offset = st.a
 	case opPause:
-		n.paused = n.up
+		if n.up && !n.paused {
+			n.paused, n.since = true, s.now
+		}
 	case opResume:
 		s.resume(n)
 	case opCut:
@@ -229,6 +238,15 @@ func (s *sim) do(st step) {
 		s.commitLeave(n, int(st.a))
 	case opLoseLists:
 		n.lists = nil
+	case opHoard:
+		if runs {
+			s.attempt(n, s.newRequest([]int{st.other}, func(most int64) int64 { return max(most*st.a/100, 1) }, false))
+		}
+	case opDrain:
+		s.drain(st.other)
+	case opGovern:
+		rosters := s.log[len(s.log)-1].Rosters
+		s.advance(max(rosters[len(rosters)-1].FromMillis+st.a-s.now, 0))
 	}
 }
 
@@ -237,6 +255,9 @@ func (s *sim) resume(n *simNode) {
 		return
 	}
 	n.paused = false
+	if s.opt.dozing {
+		n.dozed += s.now - n.since
+	}
 	buffer := n.buffer
 	n.buffer = nil
 	for _, p := range buffer {
@@ -284,6 +305,9 @@ func (g *planner) add(st step) {
 // randomSchedule makes the schedule of a seed.
 func randomSchedule(seed uint64) *schedule {
 	g := &planner{rng: rand.New(rand.NewPCG(seed, 5)), p: schedule{seed: seed}}
+	if g.rng.IntN(12) == 0 {
+		return g.scenes()
+	}
 	rounds := 40 + g.rng.IntN(140)
 	o := &g.p.opt
 	switch k := g.rng.IntN(1000); {
@@ -322,18 +346,30 @@ func randomSchedule(seed uint64) *schedule {
 		o.anyLeave = g.rng.IntN(4) == 0 // the refusal saves what was inherited, not the limit
 	}
 	o.skew = r.skew
+	var tokens []int
 	for i := range 1 + g.rng.IntN(3) {
 		b := simBucket{rule: Rule{
 			Limit:     int64(g.pick(1, 2, 3, 4, 6, 10, 10, 20, 20, 100, 1000, 1e12)),
 			Window:    int64(g.pick(1, 2, 10, 10, 60, 60, 60, 120, 120, 3600, 86_400, 2_592_000)),
-			Algorithm: Algorithm(1 + g.rng.IntN(2)),
+			Algorithm: Algorithm(1 + g.rng.IntN(3)),
 		}}
+		if b.rule.Algorithm == TokenBucket {
+			b.rule.Burst = g.burst(b.rule.Limit)
+			b.rule.Window = int64(g.pick(1, 1, 1, 2, 10, 60, 3600, 2_592_000))
+			tokens = append(tokens, i)
+		}
 		b.id = bucketID(&[16]byte{1}, "policy", b.rule, []byte{byte(i)})
 		if crowd {
 			o.perShard = 1
 			b.id[15] = 7
 		}
 		o.buckets = append(o.buckets, b)
+	}
+	if len(tokens) > 0 && r.skew > 900 {
+		r.rosters = 0 // token buckets change their rosters only among clocks within the skew bound
+	}
+	if len(tokens) > 0 && r.limits > 0 {
+		r.stale = 0 // which rule was in force when, goes by the true time
 	}
 	for round := 0; round < rounds; {
 		// A phase of one load pattern.
@@ -344,6 +380,9 @@ func randomSchedule(seed uint64) *schedule {
 			g.time()
 			g.faults()
 			g.load(pattern, sticky)
+			if len(tokens) > 0 && !o.calm && g.rng.IntN(12) == 0 {
+				g.bout(tokens[g.rng.IntN(len(tokens))])
+			}
 		}
 	}
 	return &g.p
@@ -409,7 +448,8 @@ func (g *planner) faults() {
 		if g.rng.IntN(3) == 0 {
 			limit = 1 + g.rng.Int64N(2*g.p.opt.buckets[b].rule.Limit)
 		}
-		g.add(step{op: opLimit, other: b, a: min(limit, maxLimit)})
+		limit = min(limit, maxLimit)
+		g.add(step{op: opLimit, other: b, a: limit, b: g.burst(limit)})
 	}
 	if g.chance(r.resets) {
 		g.add(step{op: opReset, other: g.anyBucket()})

@@ -70,7 +70,7 @@ func fewer(st step) (out []step) {
 			out = append(out, less)
 		}
 	}
-	if st.b != 0 {
+	if st.b != 0 && st.op != opLimit {
 		less := st
 		less.b = 0
 		out = append(out, less)

@@ -27,6 +27,7 @@ type simOptions struct {
 	ending   bool  // check at the end what holds of a cluster at rest
 	unsafely func(l *ledger)
 	anyBoot  bool // records of another boot are believed
+	dozing   bool // the nodes' monotonic clocks stand still while they pause
 	lateMark bool // the persisted mark is where the clock is, not ahead of it
 	anyLeave bool // the log takes a leave though its list knows nothing of what the leaver inherited since
 }
@@ -44,6 +45,7 @@ type simRequest struct {
 	since    int64
 	stale    int64 // milliseconds between the reading of the clock and the decision
 	windows  []simKey
+	spends   []*simSpend // an admission of a token bucket
 }
 
 type simNode struct {
@@ -53,6 +55,8 @@ type simNode struct {
 	inc     uint64
 	boot    int
 	offset  int64 // of its clock
+	dozed   int64 // milliseconds by which its monotonic clock is behind, and since when it is paused
+	since   int64
 	mark    int64 // persisted
 	words   []uint64
 	synced  []uint64 // words as they were last on disk
@@ -94,7 +98,9 @@ type sim struct {
 	log     []State // the replicated state after each entry
 	nodes   []*simNode
 	buckets []simBucket
-	earlier []int64 // the limit of each bucket before its last change
+	earlier []Rule // of each bucket before its last change
+	tokens  map[simName]*simTokens
+	force   []simForce
 	names   map[BucketID]simName
 	handed  []simHandBack
 	cut     map[[2]int]bool
@@ -136,9 +142,9 @@ func newSim(seed uint64, opt simOptions) *sim {
 	pcg := rand.NewPCG(seed, 77)
 	s := &sim{opt: opt, pcg: pcg, rng: rand.New(pcg), tally: map[simKey]*simTally{}, cut: map[[2]int]bool{},
 		loss: opt.loss, repeat: opt.repeat, delay: opt.delay, buckets: slices.Clone(opt.buckets)}
-	s.names = map[BucketID]simName{}
+	s.names, s.tokens, s.force = map[BucketID]simName{}, map[simName]*simTokens{}, make([]simForce, len(s.buckets))
 	for i, b := range s.buckets {
-		s.earlier = append(s.earlier, b.rule.Limit)
+		s.earlier = append(s.earlier, b.rule)
 		s.names[b.id] = simName{bucket: i}
 	}
 	s.now = simStart + s.rng.Int64N(120_000)
@@ -182,7 +188,7 @@ func (s *sim) start(n *simNode, how int) {
 		n.words = nil
 	}
 	boot := strconv.Itoa(n.boot)
-	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 16_000, startMark: n.mark, lostThrough: n.mark}
+	c := ledgerConfig{self: n.id, inc: n.inc, skewMillis: 1000, maxBuckets: 16_000, startMark: n.mark, lostThrough: n.mark, startMono: s.instant(n).mono}
 	ok := false
 	if n.words != nil {
 		var lost int64
@@ -249,7 +255,7 @@ func (s *sim) raise(n *simNode) {
 func (s *sim) clock(n *simNode) int64 { return s.now + n.offset }
 
 func (s *sim) instant(n *simNode) instant {
-	return instant{ms: s.clock(n), mono: s.now * 1e6}
+	return instant{ms: s.clock(n), mono: (s.now - n.dozed) * 1e6}
 }
 
 func (s *sim) commitHorizon(lease int64) {
@@ -329,6 +335,10 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 		s.admitted++
 		for i := range r.charges {
 			c, k := &r.charges[i], r.windows[i]
+			if c.Rule.Algorithm == TokenBucket {
+				s.drawn(n, r, i)
+				continue
+			}
 			s.at(k).used += c.Cost
 			s.saw(k, s.clock(n)-r.stale)
 			s.logf("%s admits %d of %d, %+v", n.id, c.Cost, c.Rule.Limit, k)
@@ -336,7 +346,10 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 				s.fail("charge: an admitted charge is noted in %+v window %d, not %+v", s.names[c.id], c.charged-1, k)
 			}
 		}
-		for _, k := range r.windows {
+		for i, k := range r.windows {
+			if r.charges[i].Rule.Algorithm == TokenBucket {
+				continue
+			}
 			s.check(k)
 			k.n++
 			s.check(k)
@@ -357,12 +370,16 @@ func (s *sim) finish(n *simNode, r *simRequest, outcome Outcome) {
 // checkVerdict holds what the headers say against what was decided.
 func (s *sim) checkVerdict(n *simNode, r *simRequest, i int, whole Outcome) {
 	c, v := &r.charges[i], &r.verdicts[i]
-	bad := v.Remaining < 0 || v.Remaining > c.Rule.Limit || v.Limit != c.Rule.Limit || v.Outcome > whole
+	most, patience := c.Rule.Limit, 2*c.Rule.Window+1
+	if c.Rule.Algorithm == TokenBucket {
+		most, patience = c.Rule.Burst, c.Rule.Window*(c.Rule.Burst/max(c.Rule.Limit, 1)+2)
+	}
+	bad := v.Remaining < 0 || v.Remaining > most || v.Limit != c.Rule.Limit || v.Outcome > whole
 	switch v.Outcome {
 	case Admitted:
 		bad = bad || v.RetryAfter != 0
 	case Refused:
-		bad = bad || v.RetryAfter < 1 || v.RetryAfter > 2*c.Rule.Window+1 || v.Remaining >= c.Cost
+		bad = bad || v.RetryAfter < 1 || v.RetryAfter > patience || v.Remaining >= c.Cost
 	case Undecided:
 		bad = bad || v.RetryAfter < 1
 	default:
@@ -371,7 +388,7 @@ func (s *sim) checkVerdict(n *simNode, r *simRequest, i int, whole Outcome) {
 	if bad {
 		s.fail("verdict: outcome %d of %+v with %+v", whole, *c, *v)
 	}
-	if !s.opt.calm || v.Outcome != Admitted {
+	if !s.opt.calm || v.Outcome != Admitted || c.Rule.Algorithm == TokenBucket {
 		return
 	}
 	// I4: inside a window Remaining rises only by what slid out for the clock furthest ahead, and a unit for rounding.
@@ -426,12 +443,13 @@ func (s *sim) newRequest(on []int, cost func(limit int64) int64, old bool) *simR
 	for _, i := range on {
 		rule := s.buckets[i].rule
 		if old {
-			rule.Limit = s.earlier[i] // this node has not heard of the new one yet
+			rule = s.earlier[i] // this node has not heard of the new one yet
 		}
-		r.charges = append(r.charges, Charge{Bucket: s.buckets[i].id, Rule: rule, Cost: cost(rule.Limit)})
+		r.charges = append(r.charges, Charge{Bucket: s.buckets[i].id, Rule: rule, Cost: cost(rule.most())})
 	}
 	r.verdicts = make([]Verdict, len(on))
 	r.windows = make([]simKey, len(on))
+	r.spends = make([]*simSpend, len(on))
 	return r
 }
 
@@ -447,6 +465,7 @@ func (s *sim) attempt(n *simNode, r *simRequest) Outcome {
 	}
 	t := s.instant(n)
 	t.ms -= r.stale
+	t.mono -= r.stale * 1e6
 	for i := range r.charges {
 		c := &r.charges[i]
 		r.windows[i] = s.key(n, r.on[i], t.ms)
@@ -512,13 +531,21 @@ func (s *sim) refund(n *simNode) {
 	r := n.done[i]
 	n.done = slices.Delete(n.done, i, i+1)
 	for i := range r.charges {
-		s.at(r.windows[i]).used -= r.charges[i].Cost
+		if r.spends[i] != nil {
+			r.spends[i].cost = 0
+			s.tokens[r.windows[i].simName].sorted = false
+		} else {
+			s.at(r.windows[i]).used -= r.charges[i].Cost
+		}
 	}
 	n.led.refund(r.charges)
 	n.led.refund(r.charges) // a second one gives nothing
 }
 
 func (s *sim) news(n *simNode) {
+	var out outbox
+	n.led.tick(s.instant(n), &out)
+	s.transmit(n, &out)
 	n.led.gossip(s.instant(n), 1<<20, func(peer uint16, packet []byte) {
 		s.put(n, n.led.peers.at(peer).id, slices.Clone(packet))
 	})

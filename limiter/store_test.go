@@ -297,7 +297,7 @@ func TestPacked_KnowsEveryField(t *testing.T) {
 		of   any
 		want string
 	}{
-		{bucket{}, "id span alg cell live dirty recent index kind listAt limit wins first rank know cells ask"},
+		{bucket{}, "id span alg cell live dirty recent index kind listAt limit wins first rank know cells ask tok"},
 		{window{}, "n used given received cells slot lost vague audited refused"},
 		{cell{}, "value inc peer out"},
 		{counters{}, "n used prevUsed base net charge limit inc seq quietTo owing denied flags peer"},

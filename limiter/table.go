@@ -38,14 +38,18 @@ type shard struct {
 	sweepBlock      block
 	newsBlock       [2]block
 	// news lists buckets in full form with news for the others, by markHot and markCold; the arena marks packed ones.
-	news     [2][]int32
-	buf      []byte  // for packing
-	lent     *bucket // for looking at packed ones
-	stats    shardStats
-	refusals [refusalSlots]refusalNote
-	over     map[auditKey]int64 // grains found over so far; nil as long as nothing was
-	closed   bool               // nothing may be decided or recorded any more
-	left     bool               // this node leaves for good: it spends and gives nothing any more
+	news [2][]int32
+	// Token buckets with news, and those that hold what they borrowed. Some may have been forgotten since.
+	levels, borrowers []int32
+	// forgotMono is up to when token buckets that were forgotten here had been reckoned.
+	forgotMono int64
+	buf        []byte  // for packing
+	lent       *bucket // for looking at packed ones
+	stats      shardStats
+	refusals   [refusalSlots]refusalNote
+	over       map[auditKey]int64 // grains found over so far; nil as long as nothing was
+	closed     bool               // nothing may be decided or recorded any more
+	left       bool               // this node leaves for good: it spends and gives nothing any more
 }
 
 type shardStats struct {
@@ -229,7 +233,7 @@ func (l *ledger) sweepCells(sh *shard) {
 	}
 	for id, c := range sh.cells { // the order decides nothing
 		l.dropWindows(sh, c)
-		if len(c.wins) == 0 {
+		if len(c.wins) == 0 && l.idleTokens(sh, c) {
 			delete(sh.cells, id)
 		}
 	}
@@ -237,7 +241,7 @@ func (l *ledger) sweepCells(sh *shard) {
 
 // idle says whether b has nothing left to remember. That others have not heard of it is no reason to keep it.
 func (l *ledger) idle(sh *shard, b *bucket) bool {
-	if len(b.wins) > 0 || b.ask.waiters != nil {
+	if len(b.wins) > 0 || b.ask.waiters != nil || !l.idleTokens(sh, b) {
 		return false
 	}
 	for i := range b.know {

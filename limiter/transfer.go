@@ -49,9 +49,13 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 			continue
 		}
 		sh, b := l.at(c)
-		n := b.span.at(t.ms)
-		s := l.stand(sh, v, b, n, c.Rule.Limit, t)
-		l.send(sh, v, b, n, c.Rule.Limit, asked(charges, i)*grains-s.room+b.ask.waiting, t, out)
+		if b.alg == TokenBucket {
+			l.borrow(sh, v, b, &c.Rule, asked(charges, i)*grains-b.tok.content+b.ask.waiting, t, out)
+		} else {
+			n := b.span.at(t.ms)
+			s := l.stand(sh, v, b, n, c.Rule.Limit, t)
+			l.send(sh, v, b, n, c.Rule.Limit, asked(charges, i)*grains-s.room+b.ask.waiting, t, out)
+		}
 		if on == nil {
 			on, units = b, asked(charges, i)*grains
 		}
@@ -66,12 +70,15 @@ func (l *ledger) seek(v *view, charges []Charge, verdicts []Verdict, t instant, 
 // hopeful says whether peers are believed to have what the i-th charge lacks here.
 func (l *ledger) hopeful(v *view, charges []Charge, i int, t instant) bool {
 	c := &charges[i]
-	if !validCharge(c) || asked(charges, i) > c.Rule.Limit {
+	if !validCharge(c) || asked(charges, i) > c.Rule.most() {
 		return false
 	}
 	sh, b := l.at(c)
 	if b == nil || b.cell || b.ask.queued >= maxWaiters {
 		return false
+	}
+	if b.alg == TokenBucket {
+		return l.tokensElsewhere(v, b, &c.Rule, asked(charges, i)*grains, t)
 	}
 	n := b.span.at(t.ms)
 	r := v.governing(b.span.begin(n))
@@ -81,6 +88,17 @@ func (l *ledger) hopeful(v *view, charges []Charge, i int, t instant) bool {
 	s := l.stand(sh, v, b, n, c.Rule.Limit, t)
 	need := asked(charges, i)*grains - s.room + b.ask.waiting
 	return !s.undecided && l.elsewhere(v, b, r, n, c.Rule.Limit, t, need) >= need
+}
+
+// most is how many units may pass at once.
+func (r *Rule) most() int64 {
+	switch {
+	case r.Algorithm != TokenBucket:
+		return r.Limit
+	case r.Limit == 0:
+		return 0
+	}
+	return r.Burst
 }
 
 // asked is what all charges together take from the i-th one's bucket, which may be named more than once.
@@ -264,6 +282,10 @@ func (l *ledger) receive(t instant, from string, packet []byte, out *outbox) {
 		}
 	case typeRelay:
 		if l.onRelay(t, from, h, r) {
+			return
+		}
+	default:
+		if l.receiveTokens(t, from, h, r, out) {
 			return
 		}
 	}

@@ -21,7 +21,7 @@ func coarse(limit int64, nodes int) bool { return limit >= 128*int64(nodes) }
 func whole(g int64) int64 { return g - g%grains }
 
 // instant is one reading of the clocks: Unix milliseconds, which windows go by, and monotonic nanoseconds, which
-// the ages of asks go by.
+// token buckets and the ages of asks go by. The latter count while the machine is suspended.
 type instant struct {
 	ms   int64
 	mono int64

@@ -201,13 +201,17 @@ func (r *reader) header() header {
 	return header{kind: r.byte(), sender: r.fixed64(), inc: r.fixed64(), seq: r.fixed64(), clock: int64(r.fixed64())}
 }
 
-func (r *reader) bucket() bucketName {
-	var m bucketName
-	if len(r.b) < len(m.id) {
+func (r *reader) name() (id BucketID) {
+	if len(r.b) < len(id) {
 		r.fail()
-		return m
+		return id
 	}
-	r.b = r.b[copy(m.id[:], r.b):]
+	r.b = r.b[copy(id[:], r.b):]
+	return id
+}
+
+func (r *reader) bucket() bucketName {
+	m := bucketName{id: r.name()}
 	m.rule.Window = r.units(maxWindow)
 	m.rule.Algorithm = Algorithm(r.byte())
 	if !validRule(&m.rule) {

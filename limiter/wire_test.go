@@ -2,6 +2,7 @@ package limiter
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"testing"
@@ -146,7 +147,14 @@ func samplePackets() [][]byte {
 	for _, g := range []header{{typeNews, a, 1, 4, 0}, {typeNews, nodeHash("c"), 1 << 40, 7, -1}} {
 		relay = appendCounters(appendBucket(append(appendGroup(relay, g), 1), &name), &c)
 	}
-	return [][]byte{relay, appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news}
+	lease := tokenName{BucketID{1, 2, 3, 15: 9}, Rule{Limit: 100, Window: 60, Algorithm: TokenBucket, Burst: 20}}
+	tokens := [][]byte{
+		appendLeaseAsk(nil, header{typeLeaseAsk, a, 1, 5, 28_333_334 * 60_000}, &leaseAsk{receiver: b, tokenName: lease, ask: 5, want: 1200, more: 7, content: 300}),
+		appendLeaseAnswer(nil, header{typeLeaseAnswer, a, 1, 6, 0}, &leaseAnswer{receiver: b, tokenName: lease, receiverInc: 1, ask: 9, lent: 900, content: 33}),
+		appendLeaseOver(nil, header{typeLeaseOver, a, 1, 7, 0}, &leaseOver{receiver: b, tokenName: lease, ask: 9, back: 12}),
+		binary.AppendUvarint(appendToken(append(appendHeader(nil, header{typeLevels, a, 1, 8, 0}), 1), &lease), 5000),
+	}
+	return append(tokens, relay, appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news)
 }
 
 func newTestLedger(self string, inc uint64) *ledger {
@@ -176,6 +184,9 @@ func FuzzReceive(f *testing.F) {
 		}
 		for i := range l.shards {
 			l.shards[i].each(func(b *bucket) {
+				if tk := b.tok; tk != nil && (tk.content < 0 || tk.room < 0 || tk.content+tk.room > (tk.burst+2)/3*grains+tk.borrowed()) {
+					t.Fatalf("more tokens than this node's part: %+v", tk)
+				}
 				for _, w := range b.wins {
 					if w.used < 0 || w.given < 0 || w.received < 0 {
 						t.Fatalf("negative counters: %+v", w)

@@ -1,0 +1,266 @@
+package limiter
+
+import (
+	"cmp"
+	"math/bits"
+	"slices"
+)
+
+// simTokens is what was admitted of a token bucket in one of its generations.
+type simTokens struct {
+	list   []*simSpend // in the order of admission, which the readings of clocks need not follow
+	order  []*simSpend // the same by time, without what was given back
+	sorted bool
+	// content is that of a bucket that knows everything, in parts: a grain less than nothing is too much admitted. Only while
+	// there is one rule.
+	content int64
+	frac    int64
+	at      int64
+}
+
+// simSpend is an admission: when its node's clock was read, in nanoseconds of true time, and the highest limit and burst
+// in force then.
+type simSpend struct{ at, cost, limit, burst int64 }
+
+// simForce is which rules a token bucket ever had; none: its own all the time.
+type simForce struct {
+	rules []simRule
+	// The lowest limit and the largest burst of them.
+	lowest, largest int64
+}
+
+type simRule struct{ since, limit, burst int64 }
+
+// inForce notes that from now on bucket b goes by its present rule, and on some nodes by the one before.
+func (s *sim) inForce(b int) {
+	r, e := s.buckets[b].rule, s.earlier[b]
+	k := &s.force[b]
+	if len(k.rules) == 0 && r == e {
+		return
+	}
+	if len(k.rules) == 0 {
+		k.rules = append(k.rules, simRule{-1 << 62, e.Limit, e.Burst})
+		k.lowest = e.Limit
+	}
+	k.lowest, k.largest = min(k.lowest, r.Limit, e.Limit), max(k.largest, r.Burst, e.Burst)
+	k.rules = append(k.rules, simRule{s.now * 1e6, max(r.Limit, e.Limit), max(r.Burst, e.Burst)})
+}
+
+// highest is what was in force at a time, or a lease before: what was lent stays lent.
+func (k *simForce) highest(at int64) (limit, burst int64) {
+	for i := len(k.rules) - 1; i >= 0; i-- {
+		r := &k.rules[i]
+		if r.since > at {
+			continue
+		}
+		limit, burst = max(limit, r.limit), max(burst, r.burst)
+		if r.since <= at-leaseNanos-graceNanos {
+			break
+		}
+	}
+	return limit, burst
+}
+
+// drawn notes an admission and checks I1: in any time from one admission to another at most burst + rate · t pass.
+func (s *sim) drawn(n *simNode, r *simRequest, i int) {
+	c, name := &r.charges[i], r.windows[i].simName
+	_, b := n.led.at(c)
+	k := s.tokens[name]
+	if k == nil {
+		k = &simTokens{}
+		s.tokens[name] = k
+	}
+	sp := &simSpend{at: b.tok.at + n.dozed*1e6, cost: c.Cost, limit: c.Rule.Limit, burst: c.Rule.Burst}
+	if f := &s.force[name.bucket]; len(f.rules) > 0 {
+		sp.limit, sp.burst = f.highest(sp.at)
+	}
+	r.spends[i] = sp
+	k.list = append(k.list, sp)
+	s.logf("%s admits %d of %+v, %+v, at %d; %d grains left", n.id, c.Cost, name, c.Rule, sp.at, b.tok.content)
+	if b.tok.content < 0 {
+		s.fail("tokens: %s holds %d grains of %+v", n.id, b.tok.content, name)
+	}
+	if c.charged != b.tok.birth || s.names[c.id] != name {
+		s.fail("charge: an admitted charge names bucket %d of %+v, not %d of %+v", c.charged, s.names[c.id], b.tok.birth, name)
+	}
+	s.checkTokens(name, k, sp)
+}
+
+func (s *sim) checkTokens(name simName, k *simTokens, sp *simSpend) {
+	one := len(s.force[name.bucket].rules) == 0
+	if k.sorted && sp.at >= k.order[len(k.order)-1].at {
+		k.order = append(k.order, sp)
+		if one {
+			s.draw(name, k, sp)
+		} else {
+			s.checkBack(name, k, len(k.order)-1)
+		}
+		return
+	}
+	k.order = k.order[:0]
+	for _, sp := range k.list {
+		if sp.cost > 0 {
+			k.order = append(k.order, sp)
+		}
+	}
+	slices.SortStableFunc(k.order, func(a, b *simSpend) int { return cmp.Compare(a.at, b.at) })
+	k.sorted, k.at = true, 0
+	for i := range k.order {
+		if one {
+			s.draw(name, k, k.order[i])
+		} else if k.order[i].at >= sp.at {
+			s.checkBack(name, k, i)
+		}
+	}
+}
+
+// draw takes an admission out of a bucket that knows everything: exact, and enough while limit and burst stay the same.
+func (s *sim) draw(name simName, k *simTokens, sp *simSpend) {
+	nanos, full := s.buckets[name.bucket].rule.Window*1e9, sp.burst*grains
+	if k.at == 0 {
+		k.content, k.frac, k.at = full, 0, sp.at
+	}
+	hi, lo := bits.Mul64(uint64(sp.at-k.at), uint64(sp.limit*grains))
+	lo, carry := bits.Add64(lo, uint64(k.frac), 0)
+	if hi += carry; hi >= uint64(nanos) {
+		k.content = full
+	} else {
+		q, rest := bits.Div64(hi, lo, uint64(nanos))
+		k.content += int64(min(q, uint64(full-k.content)))
+		k.frac = int64(rest)
+	}
+	if k.content >= full {
+		k.content, k.frac = full, 0
+	}
+	k.at = sp.at
+	if k.content -= sp.cost * grains; k.content < 0 {
+		s.fail("I1: %+v (%+v): %d grains more than burst + rate · t admitted at %d", name, s.buckets[name.bucket].rule, -k.content, sp.at)
+		k.content = 0
+	}
+}
+
+// checkBack holds every stretch of time that ends with admission i against the highest limit and burst in it.
+func (s *sim) checkBack(name simName, k *simTokens, i int) {
+	var sum, limit, burst int64
+	nanos := s.buckets[name.bucket].rule.Window * 1e9
+	for j := i; j >= 0; j-- {
+		sp := k.order[j]
+		sum += sp.cost
+		limit, burst = max(limit, sp.limit), max(burst, sp.burst)
+		if sum <= burst {
+			continue
+		}
+		hi, lo := bits.Mul64(uint64(sum-burst), uint64(nanos))
+		mostHi, mostLo := bits.Mul64(uint64(limit), uint64(k.order[i].at-sp.at))
+		if hi > mostHi || hi == mostHi && lo > mostLo {
+			s.fail("I1: %+v (%+v): %d admitted from %d to %d, at most %d and %d in %d s are allowed",
+				name, s.buckets[name.bucket].rule, sum, sp.at, k.order[i].at, burst, limit, nanos/1e9)
+			return
+		}
+	}
+}
+
+// pourTokens asks a full bucket of a cluster at rest for more than it has: what it holds and what it gains must pass.
+func (s *sim) pourTokens(b int, rule Rule) {
+	members := func(i int) *simNode { return s.nodes[s.members[i%len(s.members)]] }
+	quiet := func() {
+		for _, i := range s.members {
+			s.news(s.nodes[i])
+		}
+		s.tick(4)
+	}
+	quiet()
+	// Whoever left an ask unanswered is asked again after a while, and what has its first name back fills up.
+	for _, i := range s.members {
+		s.nodes[i].led.peek(s.instant(s.nodes[i]), s.one(b).charges[0])
+	}
+	s.advance(1000 + s.longest())
+	begin := s.now
+	name := s.key(members(0), b, s.now).simName
+	used := func() (sum int64) {
+		if k := s.tokens[name]; k != nil {
+			for _, sp := range k.list {
+				if sp.at >= begin*1e6 {
+					sum += sp.cost
+				}
+			}
+		}
+		return sum
+	}
+	// due is what burst + rate · t makes up to now.
+	due := func() int64 { return rule.Burst + mulFloor(rule.Limit, s.now-begin, rule.Window*1000) }
+	pattern := s.rng.IntN(4)
+	pick := func(i int) int {
+		switch pattern {
+		case 0:
+			return 0
+		case 1:
+			return i
+		case 2:
+			return s.victim // moves on at a refusal
+		}
+		return s.rng.IntN(len(s.members))
+	}
+	looked := false
+	for i := 0; s.now-begin < 400 && s.failure == ""; {
+		for range 1 + rule.Burst/50 + rule.Limit/(rule.Window*200) {
+			had := s.admitted
+			s.attempt(members(pick(i)), s.one(b))
+			i++
+			if s.admitted == had {
+				s.victim++
+			}
+		}
+		s.advance(1)
+		if s.now%50 == 0 {
+			quiet()
+		}
+		if !looked && used() >= rule.Burst/2 {
+			looked = true
+			s.tick(25)
+			quiet()
+			quiet() // of what came back meanwhile
+			// What all hold together is what each should name.
+			var left int64
+			said := make([]Verdict, len(s.members))
+			for i, m := range s.members {
+				c := s.one(b).charges[0]
+				said[i] = s.nodes[m].led.peek(s.instant(s.nodes[m]), c)
+				c.id = s.nodes[m].led.view.Load().name(c.Bucket, rule.Window, s.clock(s.nodes[m]))
+				if _, held := s.nodes[m].led.at(&c); held != nil && held.tok != nil && !s.nodes[m].leaving {
+					left += held.tok.content
+				}
+			}
+			for i, v := range said {
+				if off := v.Remaining - left/grains; v.Outcome == Admitted && (off > 1 || off < -1-rule.Limit/(rule.Window*100)) {
+					s.fail("I4: Remaining of bucket %d (%+v) at %s is %d after the news, all hold %d grains",
+						b, rule, members(i).id, v.Remaining, left)
+				}
+			}
+		}
+	}
+	// A node that is full gains nothing until it is asked: first for the others' sake, and after the pause above.
+	want := due() - mulFloor(rule.Limit, 60, rule.Window*1000)
+	if rule.Burst*rule.Window < rule.Limit || rule.Burst < 2*int64(len(s.members)) {
+		want = rule.Burst // the parts of the nodes are full again before they have been put together
+	}
+	if got := used(); got*100 < (want-2)*99 || rule.Limit*2 < rule.Window && got < rule.Burst && (rule.Burst <= 10 || got*100 < rule.Burst*99) {
+		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d of %d used after %d ms", b, rule, len(s.members), pattern, got, want, s.now-begin)
+		return
+	}
+	if rule.Window < 100*rule.Limit {
+		return // there is something to wait for
+	}
+	waits := make([]int, len(s.members))
+	for range 2 * len(s.members) {
+		for i := range s.members {
+			m := members(i)
+			s.attempt(m, s.one(b))
+			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(s.members), 3) {
+				s.fail("I3: refusals of bucket %d (%+v) at %s go on waiting though all know that everything is used", b, rule, m.id)
+			}
+			s.tick(2)
+		}
+		s.tick(25)
+	}
+}
