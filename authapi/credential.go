@@ -313,9 +313,11 @@ func (s *Server) keyPolicy(k *state.APIKey, org *state.Organization) (*policy, *
 		p, group = plan, s.policies.keys[org.Plan]
 	}
 	if k.RateLimit > 0 && k.RateWindow > 0 {
-		p = newPolicy(policyAPIKey, s.policies.apiKey.index, limiter.Rule{
-			Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm,
-		})
+		rule := limiter.Rule{Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm}
+		if rule.Algorithm == limiter.TokenBucket {
+			rule.Burst = rule.Limit
+		}
+		p = newPolicy(policyAPIKey, s.policies.apiKey.index, rule)
 	}
 	return p, group
 }

@@ -120,7 +120,17 @@ func checkRule(r limiter.Rule) error {
 		return fmt.Errorf("limit %d is not between 0 and %d", r.Limit, maxLimit)
 	case r.Window < 1 || r.Window > maxWindow:
 		return fmt.Errorf("window %d s is not between 1 and %d", r.Window, maxWindow)
-	case r.Algorithm != limiter.FixedWindow && r.Algorithm != limiter.SlidingWindow:
+	}
+	switch r.Algorithm {
+	case limiter.FixedWindow, limiter.SlidingWindow:
+		if r.Burst != 0 {
+			return fmt.Errorf("burst %d of a limit that is no token bucket", r.Burst)
+		}
+	case limiter.TokenBucket:
+		if r.Burst < 1 || r.Burst > maxLimit {
+			return fmt.Errorf("burst %d is not between 1 and %d", r.Burst, maxLimit)
+		}
+	default:
 		return fmt.Errorf("algorithm %d is not known", r.Algorithm)
 	}
 	return nil

@@ -138,7 +138,7 @@ func (c *call) refund() {
 	d.shadows = 0
 	for i := range d.n {
 		v := &d.verdicts[i]
-		v.Remaining = min(v.Remaining+d.charges[i].Cost, v.Limit)
+		v.Remaining = min(v.Remaining+d.charges[i].Cost, d.policies[i].most())
 	}
 }
 
@@ -165,9 +165,9 @@ func (d *decision) tighter(i, j int) bool {
 	case refusedA:
 		return longer
 	}
-	// a.Remaining/a.Limit < b.Remaining/b.Limit, in 128 bits; a limit of 0 is used up.
-	ah, al := bits.Mul64(uint64(max(a.Remaining, 0)), uint64(max(d.policies[j].rule.Limit, 1)))
-	bh, bl := bits.Mul64(uint64(max(b.Remaining, 0)), uint64(max(d.policies[i].rule.Limit, 1)))
+	// What is left of a to what can be, against b's, in 128 bits; a limit of 0 is used up.
+	ah, al := bits.Mul64(uint64(max(a.Remaining, 0)), uint64(max(d.policies[j].most(), 1)))
+	bh, bl := bits.Mul64(uint64(max(b.Remaining, 0)), uint64(max(d.policies[i].most(), 1)))
 	if ah != bh || al != bl {
 		return ah < bh || ah == bh && al < bl
 	}
@@ -291,10 +291,10 @@ func (c *call) writeLimits() {
 }
 
 // shown is what headers say of the i-th policy: units left, the end of its window in Unix seconds, and the seconds until
-// there may be more.
+// there may be more. A token bucket has no window: it is when it will be full.
 func (d *decision) shown(i int, now int64) (remaining, reset, wait int64) {
 	p, v := d.policies[i], &d.verdicts[i]
-	remaining, reset = min(max(v.Remaining, 0), p.rule.Limit), v.ResetAt
+	remaining, reset = min(max(v.Remaining, 0), p.most()), v.ResetAt
 	if v.Outcome == limiter.Undecided || reset <= 0 {
 		reset = now - now%p.rule.Window + p.rule.Window
 	}

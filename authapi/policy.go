@@ -86,6 +86,9 @@ func newPolicy(name string, index int, rule limiter.Rule) *policy {
 	p.header = append(p.header, p.limit...)
 	p.header = append(p.header, ";w="...)
 	p.header = append(p.header, p.window...)
+	if rule.Algorithm == limiter.TokenBucket {
+		p.header = strconv.AppendInt(append(p.header, ";burst="...), rule.Burst, 10)
+	}
 	p.head = append(p.head, '"')
 	p.head = append(p.head, name...)
 	p.head = append(p.head, `";r=`...)
@@ -361,6 +364,14 @@ func checkPolicy(p Policy, taken []string) error {
 		}
 	}
 	return checkRule(p.Rule)
+}
+
+// most is how many units can be left at most, and pass at once.
+func (p *policy) most() int64 {
+	if p.rule.Algorithm == limiter.TokenBucket && p.rule.Limit > 0 {
+		return p.rule.Burst
+	}
+	return p.rule.Limit
 }
 
 // moreGenerous compares rules by what they let through in the long run.

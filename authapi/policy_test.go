@@ -428,3 +428,50 @@ func TestPolicies_OverTheLimiter(t *testing.T) {
 		t.Errorf("shadow counts %+v, want %+v", got, want)
 	}
 }
+
+// A token bucket shows what it holds, which may be more than its limit in a window, and when it will be full.
+func TestLimits_TokenBucketHeaders(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, func(c *authapi.Config) {
+		c.Limit.Anonymous = limiter.Rule{Limit: 2, Window: 7200, Algorithm: limiter.TokenBucket, Burst: 3}
+		l, err := limiter.Open(limiter.Config{NodeID: "a", Incarnation: 1, Clock: c.Clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		l.SetState(limiter.State{HorizonMillis: 1 << 50, Rosters: []limiter.Roster{{Index: 1, Nodes: []string{"a"}}}})
+		c.Limits = l
+	})
+	for i, remaining := range []string{"2", "1", "0"} {
+		a := e.verify()
+		e.want(a, 200, "")
+		for name, want := range map[string]string{
+			"X-RateLimit-Limit": "2", "X-RateLimit-Remaining": remaining, "X-RateLimit-Window": "7200",
+			"RateLimit-Policy": `"anonymous";q=2;w=7200;burst=3`,
+		} {
+			if got := a.header.Get(name); got != want {
+				t.Errorf("request %d: %s = %q, want %q", i, name, got, want)
+			}
+		}
+		// A token comes back in an hour.
+		if got, want := a.header.Get("X-RateLimit-Reset"), start.Unix()+3600*int64(i+1); got != fmt.Sprint(want) {
+			t.Errorf("request %d: X-RateLimit-Reset = %s, want %d", i, got, want)
+		}
+	}
+	a := e.verify()
+	e.want(a, 429, "rate_limit_exceeded")
+	for name, want := range map[string]string{
+		"Retry-After": "3600", "X-RateLimit-Remaining": "0", "RateLimit": `"anonymous";r=0;t=3600`,
+	} {
+		if got := a.header.Get(name); got != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+	if p := e.do("GET", "/api/v1/auth/verify?cost=4", ""); p.status != 429 {
+		t.Errorf("a request that costs more than the burst: status %d", p.status)
+	}
+}

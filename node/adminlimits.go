@@ -57,6 +57,7 @@ type PolicyExplained struct {
 	Limit         int64  `json:"limit"`
 	WindowSeconds int64  `json:"window_seconds"`
 	Algorithm     string `json:"algorithm"`
+	Burst         int64  `json:"burst,omitempty"` // of a token bucket
 
 	WindowBegin time.Time `json:"window_begin"`
 	WindowEnd   time.Time `json:"window_end"`
@@ -174,6 +175,7 @@ type BucketReset struct {
 	Limit         int64  `json:"limit"`
 	WindowSeconds int64  `json:"window_seconds"`
 	Algorithm     string `json:"algorithm"`
+	Burst         int64  `json:"burst,omitempty"` // of a token bucket
 }
 
 // algorithmName is an algorithm as the configuration names it.
@@ -183,6 +185,8 @@ func algorithmName(a limiter.Algorithm) string {
 		return "fixed_window"
 	case limiter.SlidingWindow:
 		return "sliding_window"
+	case limiter.TokenBucket:
+		return "token_bucket"
 	}
 	return fmt.Sprintf("algorithm %d", a)
 }
@@ -336,7 +340,7 @@ func (n *Node) askExplain(ctx context.Context, s *authapi.Subject) []explainAnsw
 	var req explainRequest
 	for _, b := range s.Buckets {
 		req.Buckets = append(req.Buckets, explainedBucket{
-			Bucket: b.Bucket[:], Limit: b.Rule.Limit, Window: b.Rule.Window, Algorithm: uint8(b.Rule.Algorithm),
+			Bucket: b.Bucket[:], Limit: b.Rule.Limit, Window: b.Rule.Window, Algorithm: uint8(b.Rule.Algorithm), Burst: b.Rule.Burst,
 		})
 	}
 	answers := []explainAnswer{{node: n.data.NodeID}}
@@ -371,7 +375,7 @@ func (n *Node) nodeNames() map[string]string {
 func explainBucket(b authapi.SubjectBucket, i int, answers []explainAnswer, names map[string]string) PolicyExplained {
 	p := PolicyExplained{
 		Policy: b.Policy, Route: b.Route, Source: b.Source, Shadow: b.Shadow, Shared: b.Shared, Bucket: hex.EncodeToString(b.Bucket[:]),
-		Limit: b.Rule.Limit, WindowSeconds: b.Rule.Window, Algorithm: algorithmName(b.Rule.Algorithm), Complete: true,
+		Limit: b.Rule.Limit, WindowSeconds: b.Rule.Window, Algorithm: algorithmName(b.Rule.Algorithm), Burst: b.Rule.Burst, Complete: true,
 		Nodes: []NodeExplained{},
 	}
 	var parts []limiter.Explanation
@@ -464,7 +468,7 @@ func (n *Node) resetLimits(ctx context.Context, q LimitsQuery) (LimitsReset, err
 	for _, b := range s.Buckets {
 		out.Reset = append(out.Reset, BucketReset{
 			Policy: b.Policy, Route: b.Route, Bucket: hex.EncodeToString(b.Bucket[:]),
-			Limit: b.Rule.Limit, WindowSeconds: b.Rule.Window, Algorithm: algorithmName(b.Rule.Algorithm),
+			Limit: b.Rule.Limit, WindowSeconds: b.Rule.Window, Algorithm: algorithmName(b.Rule.Algorithm), Burst: b.Rule.Burst,
 		})
 	}
 	n.log.Info("limits reset", "component", "admin", "kind", s.Kind, "buckets", len(out.Reset))

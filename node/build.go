@@ -141,14 +141,16 @@ func (c *Config) apiRoutes() []authapi.Route {
 
 // rule maps a limit.
 func (r RuleConfig) rule() (limiter.Rule, error) {
-	rule := limiter.Rule{Limit: r.Limit, Window: int64(time.Duration(r.Window) / time.Second)}
+	rule := limiter.Rule{Limit: r.Limit, Window: int64(time.Duration(r.Window) / time.Second), Burst: r.Burst}
 	switch r.Algorithm {
 	case "fixed_window":
 		rule.Algorithm = limiter.FixedWindow
 	case "sliding_window":
 		rule.Algorithm = limiter.SlidingWindow
+	case "token_bucket":
+		rule.Algorithm = limiter.TokenBucket
 	default:
-		return rule, fmt.Errorf("algorithm %q is none of fixed_window, sliding_window", r.Algorithm)
+		return rule, fmt.Errorf("algorithm %q is none of fixed_window, sliding_window, token_bucket", r.Algorithm)
 	}
 	return rule, nil
 }

@@ -107,7 +107,8 @@ type RaftConfig struct {
 type RuleConfig struct {
 	Limit     int64    `toml:"limit"`
 	Window    Duration `toml:"window"`
-	Algorithm string   `toml:"algorithm"`
+	Algorithm string   `toml:"algorithm"` // "sliding_window", "fixed_window" or "token_bucket"
+	Burst     int64    `toml:"burst"`     // what a token bucket holds when full; 0: its limit, and of the others nothing else
 }
 
 // PolicyConfig is one [[limits.policies]] entry: a limit on top of the layers' own.

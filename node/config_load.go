@@ -355,6 +355,10 @@ func (c *Config) fillEntries() {
 		if p.Algorithm == "" {
 			p.Algorithm = "sliding_window"
 		}
+		p.fillBurst()
+	}
+	for _, r := range []*RuleConfig{&c.Limits.Anonymous, &c.Limits.APIKey, &c.Limits.User, &c.Limits.Documents} {
+		r.fillBurst()
 	}
 	for name, p := range c.OAuth.Providers {
 		if p.Kind == "" {
@@ -372,7 +376,15 @@ func (c *Config) fillEntries() {
 		if plan.Algorithm == "" {
 			plan.Algorithm = c.Limits.APIKey.Algorithm
 		}
+		plan.fillBurst()
 		c.Plans[name] = plan
+	}
+}
+
+// fillBurst gives a token bucket without a burst one of its limit.
+func (r *RuleConfig) fillBurst() {
+	if r.Algorithm == "token_bucket" && r.Burst == 0 {
+		r.Burst = max(r.Limit, 1)
 	}
 }
 

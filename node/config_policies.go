@@ -55,7 +55,11 @@ func (c Config) Notes() []string {
 	}
 	for _, p := range c.policies() {
 		if !p.shadow {
-			notes = append(notes, `limits.on_isolation = "available": `+p.title+" may be exceeded "+excess(p.rule.Limit, int64(len(c.InitialMembers))))
+			note := `limits.on_isolation = "available": ` + p.title + " may be exceeded " + excess(p.rule.Limit, int64(len(c.InitialMembers)))
+			if p.rule.Algorithm == "token_bucket" {
+				note += fmt.Sprintf(", and once by the same part of the burst, %d", p.rule.Burst)
+			}
+			notes = append(notes, note)
 		}
 	}
 	return notes

@@ -217,6 +217,9 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"window too long", "[limits.user]\nwindow = \"745h\"\n", 2, "limits.user.window: want 1s to 744h"},
 		{"negative limit", "[limits.user]\nlimit = -1\n", 2, "limits.user.limit: want 0 to"},
 		{"algorithm", "[limits.user]\nalgorithm = \"sliding\"\n", 2, "limits.user.algorithm: want \"sliding_window\" or \"fixed_window\""},
+		{"burst of a window", "[limits.user]\nburst = 20\n", 2, "limits.user.burst: is for token buckets, and limits.user.algorithm"},
+		{"burst of less than nothing", "[limits.user]\nalgorithm = \"token_bucket\"\nburst = -1\n", 3, "limits.user.burst: want 1 to"},
+		{"burst too large", "[plans.pro]\nlimit = 1\nalgorithm = \"token_bucket\"\nburst = 1000000000001\n", 4, "plans.pro.burst: want 1 to"},
 		{"plan", "[plans.pro]\nlimit = -5\n", 2, "plans.pro.limit: want 0 to"},
 		{"plan's name", "[plans.\"Big One\"]\nlimit = 5\n", 1, "plans.Big One: want a name"},
 		{"plan of no plan", "[plans.none]\nlimit = 5\n", 1, "plans.none: \"none\" stands for organizations without a plan"},
@@ -381,6 +384,47 @@ rules = [{ methods = ["*"] }]
 	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["keyy"], limit = 3, window = "1h" }]`))
 	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, not \"keyy\": did you mean key?") {
 		t.Errorf("a mistake in the environment: %v", err)
+	}
+}
+
+// A token bucket holds what burst says, or its limit; a plan takes the algorithm over, and not the burst.
+func TestLoadConfig_TokenBuckets(t *testing.T) {
+	t.Parallel()
+	text := minimal + `[limits.anonymous]
+algorithm = "token_bucket"
+[limits.api_key]
+window = "1s"
+algorithm = "token_bucket"
+burst = 500
+[plans.pro]
+limit = 1000
+[[limits.policies]]
+name = "second"
+by = ["key"]
+limit = 0
+window = "1s"
+algorithm = "token_bucket"
+`
+	cfg, err := LoadConfig(write(t, text), append(secretVariables(), "SLUICE_LIMITS__USER__ALGORITHM=token_bucket", "SLUICE_LIMITS__USER__BURST=7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket := func(limit int64, window time.Duration, burst int64) RuleConfig {
+		return RuleConfig{Limit: limit, Window: Duration(window), Algorithm: "token_bucket", Burst: burst}
+	}
+	for name, check := range map[string]struct{ got, want RuleConfig }{
+		"anonymous": {cfg.Limits.Anonymous, bucket(10, time.Minute, 10)},
+		"api_key":   {cfg.Limits.APIKey, bucket(100, time.Second, 500)},
+		"user":      {cfg.Limits.User, bucket(100, time.Minute, 7)},
+		"pro":       {cfg.Plans["pro"], bucket(1000, time.Second, 1000)},
+		"second":    {cfg.Limits.Policies[0].RuleConfig, bucket(0, time.Second, 1)},
+	} {
+		if check.got != check.want {
+			t.Errorf("%s: got %+v, want %+v", name, check.got, check.want)
+		}
+		if _, err := check.got.rule(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

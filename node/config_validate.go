@@ -350,7 +350,13 @@ func (v *validator) rule(key string, r RuleConfig) {
 	case r.Window%Duration(time.Second) != 0:
 		v.fail(key+".window", "want whole seconds, not %s", r.Window)
 	}
-	v.oneOf(key+".algorithm", r.Algorithm, "sliding_window", "fixed_window")
+	v.oneOf(key+".algorithm", r.Algorithm, "sliding_window", "fixed_window", "token_bucket")
+	switch {
+	case r.Algorithm == "token_bucket":
+		v.count(key+".burst", r.Burst, 1, maxLimit)
+	case r.Burst != 0:
+		v.fail(key+".burst", "is for token buckets, and %s is %s", v.also(key+".algorithm"), quote(r.Algorithm))
+	}
 }
 
 func (v *validator) limits() {

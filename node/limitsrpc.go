@@ -26,10 +26,11 @@ type explainRequest struct {
 
 type explainedBucket struct {
 	Bucket []byte `cbor:"1,keyasint"` // 16 bytes
-	// Limit, Window and Algorithm are the rule; a window of 0 stands for the one that the node counts by.
+	// Limit, Window, Algorithm and Burst are the rule; a window of 0 stands for the one that the node counts by.
 	Limit     int64 `cbor:"2,keyasint"`
 	Window    int64 `cbor:"3,keyasint"`
 	Algorithm uint8 `cbor:"4,keyasint"`
+	Burst     int64 `cbor:"5,keyasint,omitempty"`
 }
 
 // explainReply has one element for each bucket, nil where the node cannot tell.
@@ -51,7 +52,7 @@ func (n *Node) explainHere(req explainRequest) (explainReply, error) {
 		if len(b.Bucket) != len(limiter.BucketID{}) {
 			return explainReply{}, &refusedError{reason: "malformed bucket"}
 		}
-		rule := limiter.Rule{Limit: b.Limit, Window: b.Window, Algorithm: limiter.Algorithm(b.Algorithm)}
+		rule := limiter.Rule{Limit: b.Limit, Window: b.Window, Algorithm: limiter.Algorithm(b.Algorithm), Burst: b.Burst}
 		e, ok := l.Explain(limiter.BucketID(b.Bucket), rule)
 		if !ok {
 			continue

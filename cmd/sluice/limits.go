@@ -92,7 +92,7 @@ func (c *limitsResetCommand) Run(ctx context.Context, env environment) error {
 	return c.print(env, out, func(w io.Writer) error {
 		writeSubject(w, out.Subject)
 		for _, b := range out.Reset {
-			fmt.Fprintf(w, "reset: %s, %s; bucket %s\n", policyName(b.Policy, b.Route), ruleText(b.Limit, b.WindowSeconds, b.Algorithm), b.Bucket)
+			fmt.Fprintf(w, "reset: %s, %s; bucket %s\n", policyName(b.Policy, b.Route), ruleText(b.Limit, b.WindowSeconds, b.Algorithm, b.Burst), b.Bucket)
 		}
 		return nil
 	})
@@ -119,8 +119,12 @@ func policyName(policy, route string) string {
 	return policy
 }
 
-func ruleText(limit, seconds int64, algorithm string) string {
-	return fmt.Sprintf("%d in %v, %s", limit, time.Duration(seconds)*time.Second, algorithm)
+func ruleText(limit, seconds int64, algorithm string, burst int64) string {
+	text := fmt.Sprintf("%d in %v, %s", limit, time.Duration(seconds)*time.Second, algorithm)
+	if burst > 0 {
+		text += fmt.Sprintf(" of %d", burst)
+	}
+	return text
 }
 
 func writeExplained(w io.Writer, e *node.LimitsExplained) error {
@@ -141,7 +145,7 @@ func writeExplained(w io.Writer, e *node.LimitsExplained) error {
 }
 
 func writePolicy(w io.Writer, p *node.PolicyExplained, now time.Time) error {
-	fmt.Fprintf(w, "policy %s: %s", policyName(p.Policy, p.Route), ruleText(p.Limit, p.WindowSeconds, p.Algorithm))
+	fmt.Fprintf(w, "policy %s: %s", policyName(p.Policy, p.Route), ruleText(p.Limit, p.WindowSeconds, p.Algorithm, p.Burst))
 	if p.Source != "" {
 		fmt.Fprintf(w, " (%s)", p.Source)
 	}
