@@ -33,16 +33,17 @@ func (s *sim) calmDown() {
 	clear(s.cut)
 	s.net, s.loss, s.repeat, s.delay = nil, 0, 0, 1
 	longest := s.longest()
-	for i := range s.buckets {
-		s.earlier[i] = s.buckets[i].rule
-		s.inForce(i)
-	}
 	for _, n := range s.nodes {
 		n.offset, n.late, n.stalled, n.buffer, n.dying = 0, false, false, nil, 0
 		s.resume(n)
 		if !n.up && slices.Contains(s.members, n.index) {
 			s.start(n, startKeep)
 		}
+	}
+	s.tick(30) // what waits by an earlier rule gives up
+	for i := range s.buckets {
+		s.earlier[i] = s.buckets[i].rule
+		s.inForce(i)
 	}
 	// Beyond every mark, horizon and clock reading there ever was: then no window that counts began before.
 	for _, n := range s.nodes {
@@ -83,16 +84,21 @@ func (s *sim) tick(ms int) {
 	}
 }
 
-func (s *sim) pour(b int, rule Rule) {
-	w := rule.Window * 1000
-	begin := s.now - s.now%w + 3*w
-	s.advance(begin - s.now)
-	var stay []int // what a member that has left holds its heir has
+// staying are the members that hold shares: what one that has left holds its heir has.
+func (s *sim) staying() (stay []int) {
 	for _, i := range s.members {
 		if !s.nodes[i].left {
 			stay = append(stay, i)
 		}
 	}
+	return stay
+}
+
+func (s *sim) pour(b int, rule Rule) {
+	w := rule.Window * 1000
+	begin := s.now - s.now%w + 3*w
+	s.advance(begin - s.now)
+	stay := s.staying()
 	members := func(i int) *simNode { return s.nodes[stay[i%len(stay)]] }
 	key := s.key(members(0), b, begin)
 	used := func() int64 { return s.at(key).used }

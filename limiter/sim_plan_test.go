@@ -366,7 +366,7 @@ func randomSchedule(seed uint64) *schedule {
 		o.buckets = append(o.buckets, b)
 	}
 	if len(tokens) > 0 && r.skew > 900 {
-		r.rosters = 0 // token buckets change their rosters only among clocks within the skew bound
+		r.rosters, r.leaves = 0, 0 // token buckets change their rosters only among clocks within the skew bound
 	}
 	if len(tokens) > 0 && r.limits > 0 {
 		r.stale = 0 // which rule was in force when, goes by the true time

@@ -162,16 +162,17 @@ func (s *sim) checkBack(name simName, k *simTokens, i int) {
 
 // pourTokens asks a full bucket of a cluster at rest for more than it has: what it holds and what it gains must pass.
 func (s *sim) pourTokens(b int, rule Rule) {
-	members := func(i int) *simNode { return s.nodes[s.members[i%len(s.members)]] }
+	stay := s.staying()
+	members := func(i int) *simNode { return s.nodes[stay[i%len(stay)]] }
 	quiet := func() {
-		for _, i := range s.members {
+		for _, i := range stay {
 			s.news(s.nodes[i])
 		}
 		s.tick(4)
 	}
 	quiet()
 	// Whoever left an ask unanswered is asked again after a while, and what has its first name back fills up.
-	for _, i := range s.members {
+	for _, i := range stay {
 		s.nodes[i].led.peek(s.instant(s.nodes[i]), s.one(b).charges[0])
 	}
 	s.advance(1000 + s.longest())
@@ -199,7 +200,7 @@ func (s *sim) pourTokens(b int, rule Rule) {
 		case 2:
 			return s.victim // moves on at a refusal
 		}
-		return s.rng.IntN(len(s.members))
+		return s.rng.IntN(len(stay))
 	}
 	looked := false
 	for i := 0; s.now-begin < 400 && s.failure == ""; {
@@ -222,8 +223,8 @@ func (s *sim) pourTokens(b int, rule Rule) {
 			quiet() // of what came back meanwhile
 			// What all hold together is what each should name.
 			var left int64
-			said := make([]Verdict, len(s.members))
-			for i, m := range s.members {
+			said := make([]Verdict, len(stay))
+			for i, m := range stay {
 				c := s.one(b).charges[0]
 				said[i] = s.nodes[m].led.peek(s.instant(s.nodes[m]), c)
 				c.id = s.nodes[m].led.view.Load().name(c.Bucket, rule.Window, s.clock(s.nodes[m]))
@@ -241,22 +242,32 @@ func (s *sim) pourTokens(b int, rule Rule) {
 	}
 	// A node that is full gains nothing until it is asked: first for the others' sake, and after the pause above.
 	want := due() - mulFloor(rule.Limit, 60, rule.Window*1000)
-	if rule.Burst*rule.Window < rule.Limit || rule.Burst < 2*int64(len(s.members)) {
+	if rule.Burst*rule.Window < rule.Limit || rule.Burst < 2*int64(len(stay)) {
 		want = rule.Burst // the parts of the nodes are full again before they have been put together
 	}
-	if got := used(); got*100 < (want-2)*99 || rule.Limit*2 < rule.Window && got < rule.Burst && (rule.Burst <= 10 || got*100 < rule.Burst*99) {
-		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d of %d used after %d ms", b, rule, len(s.members), pattern, got, want, s.now-begin)
+	least := (want - 2) * 99 / 100
+	if rule.Limit*2 < rule.Window { // it gains nothing meanwhile, so no piece is late
+		least = rule.Burst * 99 / 100
+		if rule.Burst <= 10 {
+			least = rule.Burst
+		}
+		if rule.Burst < int64(len(stay)) { // every one of the last pieces has to be brought together
+			least = (rule.Burst + 1) / 2
+		}
+	}
+	if got := used(); got < least {
+		s.fail("I2: bucket %d (%+v) on %d nodes, pattern %d: only %d of %d used after %d ms", b, rule, len(stay), pattern, got, want, s.now-begin)
 		return
 	}
 	if rule.Window < 100*rule.Limit {
 		return // there is something to wait for
 	}
-	waits := make([]int, len(s.members))
-	for range 2 * len(s.members) {
-		for i := range s.members {
+	waits := make([]int, len(stay))
+	for range 2 * len(stay) {
+		for i := range stay {
 			m := members(i)
 			s.attempt(m, s.one(b))
-			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(s.members), 3) {
+			if waits[i] += btoi(len(m.waiting) > 0); waits[i] >= max(len(stay), 3) {
 				s.fail("I3: refusals of bucket %d (%+v) at %s go on waiting though all know that everything is used", b, rule, m.id)
 			}
 			s.tick(2)

@@ -17,10 +17,12 @@ type phase struct {
 // phases is the node's history, immutable.
 type phases struct {
 	list []phase // oldest first, never empty
-	// Where the view is this one, readings of the wall clock in [from, until) tell nothing new.
+	// Where the view is this one, readings of the wall clock in [from, until), and of the other before untilMono, tell
+	// nothing new.
 	view        *view
 	newest      *rosterView
 	from, until int64
+	untilMono   int64
 	first, last uint64 // index + 1 of the newest phase's rosters; 0 for none
 	// leave is the newest one known. What it brought counts from heirMono on: by then all is over that the leaver lent.
 	leave    uint64
@@ -55,7 +57,7 @@ func (l *ledger) startPhases(mono int64) {
 	if l.startMark != 0 {
 		l.heldUntil = mono + leaseNanos + graceNanos
 	}
-	l.phases.Store(&phases{list: []phase{{mono: mono}}, heirMono: forever})
+	l.phases.Store(&phases{list: []phase{{mono: mono}}, heirMono: forever, untilMono: forever})
 }
 
 // pauseMillis is how long a node goes by both the old and the new roster: as clocks may differ, and as long as loans run.
@@ -79,7 +81,7 @@ func (l *ledger) entitled(v *view, t instant) *phases {
 func (l *ledger) observe(v *view, t instant) *phases {
 	for {
 		p := l.phases.Load()
-		if t.mono < l.heldUntil || p.view == v && t.ms >= p.from && t.ms < p.until && t.mono < p.heirMono {
+		if t.mono < l.heldUntil || p.view == v && t.ms >= p.from && t.ms < p.until && t.mono < p.untilMono {
 			return p
 		}
 		q := l.nextPhase(p, v, t)
@@ -109,13 +111,13 @@ func (l *ledger) nextPhase(p *phases, v *view, t instant) *phases {
 		q.first, q.last = rosters[0].index+1, rosters[len(rosters)-1].index+1
 	}
 	was := p.list[len(p.list)-1].heir
-	q.leave, q.heirMono = p.leave, p.heirMono
+	q.leave, q.heirMono, q.untilMono = p.leave, p.heirMono, forever
 	if v.leave != p.leave {
 		q.leave, q.heirMono, was = v.leave, t.mono+leaseNanos+graceNanos, false
 	}
-	heir := inherits(rosters) && (was || t.mono >= q.heirMono)
-	if heir || !inherits(rosters) {
-		q.heirMono = forever
+	heir := inherits(rosters) && t.mono >= q.heirMono
+	if inherits(rosters) && !heir {
+		q.untilMono = q.heirMono
 	}
 	if q.first == p.first && q.last == p.last && heir == p.list[len(p.list)-1].heir {
 		return q
