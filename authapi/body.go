@@ -23,6 +23,18 @@ var errBodyTooLarge = problem(http.StatusRequestEntityTooLarge, "body_too_large"
 // body reads the request's body, at most maxBody bytes of it, and gives it again when asked again. The bytes die with
 // the call.
 func (c *call) body() ([]byte, error) {
+	if c.sent != nil {
+		return c.sent, nil
+	}
+	b, err := c.readBody(nil)
+	if err == nil && c.ctx.Request.BodyStream() != nil {
+		c.sent = b
+	}
+	return b, err
+}
+
+// readBody reads the body once, into room where it comes as a stream.
+func (c *call) readBody(room []byte) ([]byte, error) {
 	req := &c.ctx.Request
 	if req.Header.ContentLength() > maxBody {
 		return nil, errBodyTooLarge
@@ -35,17 +47,34 @@ func (c *call) body() ([]byte, error) {
 		}
 		return b, nil
 	}
-	if c.sent != nil {
-		return c.sent, nil
-	}
-	b, err := io.ReadAll(io.LimitReader(stream, maxBody+1))
+	b, err := readUpTo(stream, room, maxBody)
 	if err != nil {
 		return nil, problem(http.StatusBadRequest, "invalid_body", "the body ended early or is not framed correctly")
 	}
 	if len(b) > maxBody {
 		return nil, errBodyTooLarge
 	}
-	c.sent = b
+	return b, nil
+}
+
+// readUpTo reads r to its end, or one byte more than most, into the room behind b.
+func readUpTo(r io.Reader, b []byte, most int) ([]byte, error) {
+	if cap(b) == 0 {
+		b = make([]byte, 0, 512)
+	}
+	for len(b) <= most {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := r.Read(b[len(b):min(cap(b), most+1)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	return b, nil
 }
 
@@ -69,6 +98,14 @@ func (c *call) decodeOptional(v any) error {
 }
 
 func (c *call) decodeBytes(b []byte, v any) error {
+	if err := c.checkBodyHeaders(); err != nil {
+		return err
+	}
+	return decodeJSON(b, v)
+}
+
+// checkBodyHeaders refuses a body that says of itself that it is not plain JSON.
+func (c *call) checkBodyHeaders() error {
 	h := &c.ctx.Request.Header
 	if rawCount(h.RawHeaders(), "content-type") > 1 {
 		return duplicateHeader("Content-Type")
@@ -81,7 +118,7 @@ func (c *call) decodeBytes(b []byte, v any) error {
 	if enc := h.Peek("Content-Encoding"); len(enc) > 0 && !bytes.EqualFold(enc, []byte("identity")) {
 		return problem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must not be compressed")
 	}
-	return decodeJSON(b, v)
+	return nil
 }
 
 // isJSON accepts application/json, with charset=utf-8 or without.

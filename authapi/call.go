@@ -44,8 +44,8 @@ type call struct {
 	srv       *Server
 	ctx       *fasthttp.RequestCtx
 	now       time.Time // read once per request
-	requestID string    // "" in verify, which answers from idBuf alone
-	clientIP  string    // canonical text of the client's address; "" in verify
+	requestID string    // "" in verify and lean routes, which answer from idBuf alone
+	clientIP  string    // canonical text of the client's address; "" as requestID is
 	principal *Principal
 	route     *route
 	params    [maxParams]string // values of the pattern's {…}, in order

@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/valyala/fasthttp"
@@ -134,6 +136,33 @@ func TestSeveral_AllocateNothingOverTheLimiter(t *testing.T) {
 		}
 		if n := testing.AllocsPerRun(1000, func() { h.run() }); n != 0 {
 			t.Errorf("status %d: %v allocations a request, want none", want, n)
+		}
+		if err := srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestCheck_AllocatesNothing holds one check and a batch, alone and together, to the hot path's rule.
+func TestCheck_AllocatesNothing(t *testing.T) {
+	one := `{"key":"user:\u0037","limit":1000000000000,"window_seconds":60}`
+	batch := "[" + one + strings.Repeat(","+one, 9) + `,{"key":"k","policy":"named"},{"key":"k","policy":"named","cost":0}]`
+	for name, body := range map[string]string{"one": one, "batch": `{"checks":` + batch + `}`, "atomic": `{"atomic":true,"checks":` + batch + `}`} {
+		cfg, cluster, _, _ := edgeConfig(func(c *authapi.Config) {
+			c.Limit.Policies = []authapi.Policy{{Name: "named", By: []authapi.Dimension{authapi.ByCheck}, Rule: rule(1e12)}}
+		})
+		cfg.Limit.APIKey = rule(1e12)
+		cfg.Limits = realLimits(t, cfg.Clock)
+		srv, err := authapi.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := (&edge{srv: srv, cluster: cluster}).key(nil, "limits:check")
+		h := newHot(t, srv.Handler(), "POST /api/v1/limits/check HTTP/1.1\r\nHost: a\r\nX-API-Key: "+key+
+			"\r\nContent-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(body))+"\r\n\r\n"+body)
+		wantNoAllocations(t, name, h)
+		if !bytes.Contains(h.ctx.Response.Body(), []byte(`"allowed":true`)) || bytes.Contains(h.ctx.Response.Body(), []byte("false")) {
+			t.Errorf("%s: %s", name, h.ctx.Response.Body())
 		}
 		if err := srv.Shutdown(t.Context()); err != nil {
 			t.Error(err)

@@ -3,6 +3,7 @@ package authapi
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"net/http"
 	"net/netip"
 )
 
@@ -54,3 +55,63 @@ func (s *Server) TrustUpstreams(pool *x509.CertPool) {
 
 // ReportShadows is what happens every shadowLogEvery.
 func (s *Server) ReportShadows() { s.shadows.report() }
+
+// CheckRequest is what a check's body says, by its fields.
+type CheckRequest struct {
+	CheckFields
+	Checks []*CheckFields `json:"checks"`
+	Atomic *bool          `json:"atomic"`
+}
+
+// CheckFields are those of one check.
+type CheckFields struct {
+	Key       *string `json:"key"`
+	Limit     *int64  `json:"limit"`
+	Window    *int64  `json:"window_seconds"`
+	Algorithm *string `json:"algorithm"`
+	Burst     *int64  `json:"burst"`
+	Cost      *int64  `json:"cost"`
+	Policy    *string `json:"policy"`
+}
+
+// ReadChecks reads the body of a check. many says that it was refused for its number of entries.
+func ReadChecks(body []byte) (req CheckRequest, many bool, err error) {
+	r := checkReader{list: make([]check, maxChecks)}
+	var outer check
+	if bad := r.read(body, &outer); bad != nil {
+		return req, bad.Status == http.StatusUnprocessableEntity, bad
+	}
+	req.CheckFields = outer.fields()
+	if outer.given&fieldChecks != 0 {
+		req.Checks = []*CheckFields{}
+	}
+	for i := range r.list[:r.n] {
+		f := r.list[i].fields()
+		req.Checks = append(req.Checks, &f)
+	}
+	if outer.given&fieldAtomic != 0 {
+		req.Atomic = &r.atomic
+	}
+	return req, false, nil
+}
+
+func (ch *check) fields() (f CheckFields) {
+	text := func(field checkField, b []byte) *string {
+		if ch.given&field == 0 {
+			return nil
+		}
+		s := string(b)
+		return &s
+	}
+	number := func(field checkField, n int64) *int64 {
+		if ch.given&field == 0 {
+			return nil
+		}
+		return &n
+	}
+	return CheckFields{
+		Key: text(fieldKey, ch.key), Limit: number(fieldLimit, ch.limit), Window: number(fieldWindow, ch.window),
+		Algorithm: text(fieldAlgorithm, ch.algorithm), Burst: number(fieldBurst, ch.burst), Cost: number(fieldCost, ch.cost),
+		Policy: text(fieldPolicy, ch.policy),
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -87,6 +88,45 @@ func FuzzDecodeJSON(f *testing.F) {
 			default:
 				t.Fatalf("%q was taken with the unknown name %q", b, name)
 			}
+		}
+	})
+}
+
+// FuzzCheckBody holds the reader of checks against the one of all other bodies: both take the same and read the same.
+func FuzzCheckBody(f *testing.F) {
+	for _, s := range []string{
+		`{"key":"k","limit":1,"window_seconds":60,"algorithm":"sliding_window","burst":null,"cost":0,"policy":"p"}`,
+		` { "checks" : [ {"key":"\u00e9\ud83d\ude00\n\"\\\/\b\f\r\t"} , null , {} ] , "atomic" : true } `,
+		`{"checks":[]}`, `{"checks":null,"atomic":false}`, `{"limit":-0}`, `{"limit":-9223372036854775808}`, `{"limit":9223372036854775807}`,
+		`{"limit":9223372036854775808}`, `{"limit":1.0}`, `{"limit":1e1}`, `{"limit":00}`, `{"limit":-}`, `{"k\u0065y":"a","key":"b"}`,
+		`{"key":"\ud800"}`, `{"key":"a","Key":"b"}`, `{"checks":[{"checks":[]}]}`, `{"key":"k"}x`, `{,}`, `{"key"}`, `{"atomic":nulll}`, "{\"key\":\"\x00\"}", "",
+		`{"checks":[` + strings.Repeat(`{},`, 100) + `{}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		got, many, err := authapi.ReadChecks(b)
+		if p, ok := err.(*authapi.Problem); err != nil && (!ok || p.Status != 400 && !many) {
+			t.Fatalf("%q: %v is not a 400", b, err)
+		}
+		var want authapi.CheckRequest
+		wantErr := authapi.DecodeJSON(b, &want)
+		if many {
+			return // whatever follows
+		}
+		if (err == nil) != (wantErr == nil) {
+			t.Fatalf("%q: %v, and the other reader says %v", b, err, wantErr)
+		}
+		if err != nil {
+			return
+		}
+		for i, c := range want.Checks {
+			if c == nil {
+				want.Checks[i] = &authapi.CheckFields{}
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("%q is read as %s, and by the other reader as %s", b, encode(got), encode(want))
 		}
 	})
 }

@@ -30,10 +30,13 @@ const (
 	ByUser         Dimension = "user"
 	ByOrganization Dimension = "organization"
 	ByRoute        Dimension = "route"
+	// ByCheck, which stands alone, is the key of a check (POST /api/v1/limits/check) that names the policy, within the
+	// caller's organization. The policy counts no request.
+	ByCheck Dimension = "check"
 )
 
 // dimensions in the order in which a subject holds them.
-var dimensions = []Dimension{ByOrganization, ByKey, ByUser, ByRoute, ByAddress}
+var dimensions = []Dimension{ByOrganization, ByKey, ByUser, ByRoute, ByAddress, ByCheck}
 
 // PlanNone stands in Policy.Plans for organizations without a plan.
 const PlanNone = "none"
@@ -128,6 +131,8 @@ func (p *policy) counts(layer, plan string, route *configured) bool {
 	}
 	for _, d := range p.by {
 		switch {
+		case d == ByCheck:
+			return false
 		case d == ByKey && layer != policyAPIKey, d == ByUser && layer != policyUser,
 			d == ByOrganization && layer == policyAnonymous, d == ByRoute && route == nil:
 			return false
@@ -201,9 +206,13 @@ type policyGroup struct {
 // policies are those that the configuration names.
 type policies struct {
 	anonymous, apiKey, user, documents *policy
-	keyPlans, userPlans                map[string]*policy
-	// names of all policies by index, in an order that is the same for the same configuration: the layers' and then the
-	// configured ones.
+	// check counts the checks that bring their limit along; checks are the policies that others name.
+	check  *policy
+	checks map[string]*policy
+
+	keyPlans, userPlans map[string]*policy
+	// names of all policies by index, in an order that is the same for the same configuration: those that are always there
+	// and then the configured ones.
 	names      []string
 	configured []*policy
 
@@ -219,9 +228,11 @@ func newPolicies(cfg LimitConfig, m *matcher) (policies, error) {
 		apiKey:    newPolicy(policyAPIKey, 1, cfg.APIKey),
 		user:      newPolicy(policyUser, 2, cfg.User),
 		documents: newPolicy(policyDocuments, 3, cfg.Documents),
+		check:     newPolicy(policyCheck, 4, limiter.Rule{}),
+		checks:    map[string]*policy{},
 		keyPlans:  map[string]*policy{},
 		userPlans: map[string]*policy{},
-		names:     []string{policyAnonymous, policyAPIKey, policyUser, policyDocuments},
+		names:     []string{policyAnonymous, policyAPIKey, policyUser, policyDocuments, policyCheck},
 		keys:      map[string]*policyGroup{},
 		users:     map[string]*policyGroup{},
 	}
@@ -234,7 +245,11 @@ func newPolicies(cfg LimitConfig, m *matcher) (policies, error) {
 		if err := checkPolicy(from, p.names); err != nil {
 			problems = append(problems, fmt.Errorf("policy %s: %w", from.Name, err))
 		}
-		p.configured = append(p.configured, newConfigured(from, len(p.names)))
+		made := newConfigured(from, len(p.names))
+		if slices.Contains(from.By, ByCheck) {
+			p.checks[from.Name] = made
+		}
+		p.configured = append(p.configured, made)
 		p.names = append(p.names, from.Name)
 	}
 	group := func(layer, plan string, only func(*policy) bool) *policyGroup {
@@ -362,6 +377,9 @@ func checkPolicy(p Policy, taken []string) error {
 		if !slices.Contains(dimensions, d) {
 			return fmt.Errorf("it counts by %q, which is nothing that a request has", d)
 		}
+	}
+	if slices.Contains(p.By, ByCheck) && (len(p.By) > 1 || len(p.Layers)+len(p.Routes)+len(p.Plans) > 0 || p.Shadow) {
+		return errors.New("it is for checks, which count by nothing else, select no requests and are always enforced")
 	}
 	return checkRule(p.Rule)
 }

@@ -44,11 +44,13 @@ type route struct {
 	verify dialect
 	// oauth marks the endpoints of OAuth, whose errors have its `error` member beside our own.
 	oauth bool
+	// lean marks a handler that uses neither requestID nor clientIP nor params, which then are not made.
+	lean bool
 }
 
 // routeTable is every route that Sluice itself answers.
 func (s *Server) routeTable() []route {
-	return slices.Concat(s.edgeRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes(), oauthRoutes())
+	return slices.Concat(s.edgeRoutes(), checkRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes(), oauthRoutes())
 }
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.

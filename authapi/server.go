@@ -239,6 +239,9 @@ func (s *Server) serve(c *call) error {
 	if err := c.permit(); err != nil {
 		return err
 	}
+	if c.route.lean {
+		return c.route.handle(c)
+	}
 	c.requestID = string(c.idBuf[:c.idLen])
 	c.clientIP = c.client.addr.String()
 	for i := range c.raw {

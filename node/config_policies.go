@@ -93,10 +93,10 @@ const maxPolicies = 64
 
 // What a policy may count by and which layers it may name, in the words of the configuration.
 var (
-	policyDimensions = []string{"address", "key", "user", "organization", "route"}
+	policyDimensions = []string{"address", "key", "user", "organization", "route", "check"}
 	policyLayers     = []string{"anonymous", "api_key", "user"}
-	// policyNames are those of the layers' own policies; names that begin with guardPrefix are of the guard of sign-ins.
-	policyNames = []string{"anonymous", "api_key", "user", "documents"}
+	// policyNames are those of the layers' own policies and of checks; names that begin with guardPrefix are of the guard of sign-ins.
+	policyNames = []string{"anonymous", "api_key", "user", "documents", "check"}
 )
 
 // policies checks limits.policies but for the rules themselves.
@@ -177,6 +177,23 @@ func (v *validator) words(key string, list, known []string) {
 // policyReach finds what keeps a policy, or one of the layers that it names, from ever counting a request.
 func (v *validator) policyReach(key string, p PolicyConfig, routes bool) {
 	by := func(d string) bool { return slices.Contains(p.By, d) }
+	if by("check") {
+		switch {
+		case len(p.By) > 1:
+			v.fail(key+".by", "check stands alone: a check has a key of its own, and nothing else that a request has")
+		case p.Shadow:
+			v.fail(key+".shadow", "means nothing to a policy for checks")
+		}
+		for _, list := range []struct {
+			name string
+			set  bool
+		}{{"layers", len(p.Layers) > 0}, {"routes", len(p.Routes) > 0}, {"plans", len(p.Plans) > 0}} {
+			if list.set {
+				v.fail(key+"."+list.name, "means nothing to a policy for checks, which counts no requests")
+			}
+		}
+		return
+	}
 	switch {
 	case by("key") && by("user"):
 		v.fail(key+".by", "counts nothing: no request has both a key and a user")

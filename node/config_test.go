@@ -240,6 +240,9 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"policy by key and user", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"key\", \"user\"]\n", 5, "limits.policies[0].by: counts nothing: no request has both"},
 		{"policy by key of users", policy + "name = \"a\"\nlayers = [\"api_key\", \"user\"]\n", 6, "limits.policies[0].layers[1]: \"user\" counts nothing: its requests have no key"},
 		{"policy of a plan without credentials", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"address\"]\nplans = [\"none\"]\nlayers = [\"anonymous\"]\n", 7, "limits.policies[0].layers[0]: \"anonymous\" counts nothing: its requests have no plan"},
+		{"policy for checks by more", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\", \"key\"]\n", 5, "limits.policies[0].by: check stands alone"},
+		{"policy for checks of layers", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\"]\nlayers = [\"user\"]\n", 6, "limits.policies[0].layers: means nothing"},
+		{"policy for checks on trial", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\"]\nshadow = true\n", 6, "limits.policies[0].shadow: means nothing"},
 		{"policy's algorithm", policy + "name = \"a\"\nalgorithm = \"leaky\"\n", 6, "limits.policies[0].algorithm: want"},
 		{"policy's window", "[[limits.policies]]\nname = \"a\"\nby = [\"key\"]\nlimit = 1\nwindow = \"1ms\"\n", 5, "limits.policies[0].window: want 1s to 744h"},
 		{"unknown key of a policy", policy + "name = \"a\"\nlimits = 7\n", 6, "limits.policies[0].limits: unknown key: did you mean limit?"},
@@ -382,7 +385,7 @@ rules = [{ methods = ["*"] }]
 		t.Errorf("the list by environment: %v %+v", err, cfg.Limits.Policies)
 	}
 	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["keyy"], limit = 3, window = "1h" }]`))
-	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, not \"keyy\": did you mean key?") {
+	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, check, not \"keyy\": did you mean key?") {
 		t.Errorf("a mistake in the environment: %v", err)
 	}
 }
