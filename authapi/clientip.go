@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"unsafe"
@@ -13,6 +14,7 @@ type client struct {
 	peer    netip.Addr // the other end of the connection
 	addr    netip.Addr // the client as far as trusted proxies tell
 	trusted bool       // peer is a trusted proxy
+	hop     []byte     // the entry of the list that names addr; nil for none. It dies with the call
 }
 
 // subject is the address as a bucket knows it: 4 bytes of IPv4, or the /64 of IPv6, which is what one subscriber gets.
@@ -25,9 +27,9 @@ func (cl *client) subject(buf *[16]byte) []byte {
 	return append(buf[:0], a[:8]...)
 }
 
-// clientOf finds the client: the peer, unless that is a trusted proxy; then the right-most X-Forwarded-For entry that is
-// not one, all header lines being one list. Where every entry is a trusted proxy the left-most stands, and where an
-// entry that has to be looked at is not an address, the peer.
+// clientOf finds the client: the peer, unless that is a trusted proxy; then the right-most entry of X-Forwarded-For, or of
+// Forwarded where that is configured, that is not one, all header lines being one list. Where every entry is a trusted
+// proxy the left-most stands, and where an entry that has to be looked at is not an address, the peer.
 func (s *Server) clientOf(ctx *fasthttp.RequestCtx) client {
 	cl := client{peer: peerAddr(ctx.RemoteAddr())}
 	cl.addr = cl.peer
@@ -35,35 +37,60 @@ func (s *Server) clientOf(ctx *fasthttp.RequestCtx) client {
 		return cl
 	}
 	cl.trusted = true
-	s.follow(&cl, ctx.Request.Header.PeekAll("X-Forwarded-For"))
+	if s.cfg.Forwarded {
+		s.follow(&cl, ctx.Request.Header.PeekAll("Forwarded"))
+	} else {
+		s.follow(&cl, ctx.Request.Header.PeekAll("X-Forwarded-For"))
+	}
 	return cl
 }
 
-// follow goes along the lines of X-Forwarded-For from the right, as far as they come from trusted proxies.
+// follow goes along the lines of the list from the right, as far as they come from trusted proxies.
 func (s *Server) follow(cl *client, lines [][]byte) {
 	for i := len(lines) - 1; i >= 0; i-- {
 		line := lines[i]
 		for end := len(line); end >= 0; {
-			start := end
-			for start > 0 && line[start-1] != ',' {
-				start--
+			start := 0
+			if s.cfg.Forwarded {
+				start = lastElement(line[:end])
+			} else {
+				start = bytes.LastIndexByte(line[:end], ',') + 1
 			}
 			entry := trimSpace(line[start:end])
 			end = start - 1
 			if len(entry) == 0 {
 				continue
 			}
-			addr, ok := parseForwarded(entry)
+			addr, ok := s.forwardedAddr(entry)
 			if !ok {
-				cl.addr = cl.peer
+				cl.addr, cl.hop = cl.peer, nil
 				return
 			}
-			cl.addr = addr
+			cl.addr, cl.hop = addr, entry
 			if !s.isTrusted(addr) {
 				return
 			}
 		}
 	}
+}
+
+// forwardedAddr reads an entry of the list, and counts one that is no address.
+func (s *Server) forwardedAddr(entry []byte) (netip.Addr, bool) {
+	if !s.cfg.Forwarded {
+		addr, ok := parseForwarded(entry)
+		if !ok {
+			s.malformed.forwardedFor.Add(1)
+		}
+		return addr, ok
+	}
+	h, ok := parseHop(entry)
+	if node := plainNode(h.node); ok && len(node) > 0 {
+		if addr, ok := parseForwarded(node); ok {
+			return addr, true
+		}
+	}
+	s.malformed.forwarded.Add(1)
+	return netip.Addr{}, false
 }
 
 func (s *Server) isTrusted(a netip.Addr) bool {

@@ -23,6 +23,11 @@ type Config struct {
 	PublicURL string
 	// TrustedProxies may describe the client in X-Forwarded-*. Empty: nobody.
 	TrustedProxies []netip.Prefix
+	// Forwarded takes the client's address from Forwarded (RFC 7239) in place of X-Forwarded-For, which then means nothing.
+	Forwarded bool
+	// ProxyProtocol expects every connection of a trusted proxy to begin with a PROXY header, version 1 or 2. Connections of
+	// others never do.
+	ProxyProtocol bool
 
 	CORS   CORSConfig
 	Auth   AuthConfig

@@ -18,7 +18,7 @@ var (
 	OpenAPI        = openAPI
 )
 
-// ClientAddress is where a request comes from that peer, a trusted proxy, sent with these lines of X-Forwarded-For.
+// ClientAddress is where a request comes from that peer, a trusted proxy, sent with these lines of the list.
 func (s *Server) ClientAddress(peer netip.Addr, lines ...[]byte) netip.Addr {
 	cl := client{peer: peer, addr: peer, trusted: true}
 	s.follow(&cl, lines)

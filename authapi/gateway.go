@@ -149,7 +149,23 @@ func (c *call) setForwarded(h *fasthttp.RequestHeader) {
 	if c.ctx.IsTLS() {
 		proto = []byte("https")
 	}
-	if c.client.trusted {
+	switch {
+	case c.client.trusted && c.srv.cfg.Forwarded:
+		// Proxies that write Forwarded may leave a client's own X-Forwarded-* alone.
+		if c.client.addr != c.client.peer {
+			list = append(c.client.addr.AppendTo(list), ", "...)
+		}
+		hop, _ := parseHop(c.client.hop)
+		switch {
+		case equalFold(hop.proto, "https"):
+			proto = []byte("https")
+		case equalFold(hop.proto, "http"):
+			proto = []byte("http")
+		}
+		if len(hop.host) > 0 {
+			host = hop.host
+		}
+	case c.client.trusted:
 		for _, line := range in.PeekAll("X-Forwarded-For") {
 			if line = trimSpace(line); len(line) > 0 {
 				list = append(append(list, line...), ", "...)

@@ -1,14 +1,17 @@
 package authapi
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/valyala/fasthttp"
+	"github.com/pires/go-proxyproto"
 )
 
 // admission bounds the connections of a Server: in all, by not accepting more, and per client address, by closing what
@@ -19,7 +22,10 @@ type admission struct {
 	perIP int
 	slots chan struct{} // one element for each open connection
 
-	mu        sync.Mutex // guards what follows
+	open    atomic.Int64
+	refused atomic.Uint64 // connections closed since their address had too many
+
+	mu        sync.Mutex // guards what follows, and conn.counted and conn.closed
 	counts    map[netip.Addr]int
 	listeners []*admittedListener
 	stopped   bool
@@ -29,9 +35,19 @@ func newAdmission(s *Server) *admission {
 	return &admission{srv: s, perIP: s.cfg.MaxConnsPerIP, slots: make(chan struct{}, s.cfg.MaxConns), counts: map[netip.Addr]int{}}
 }
 
-// source is the address that connections are counted by: IPv6 by /64.
-func source(addr net.Addr) netip.Addr {
-	a := peerAddr(addr)
+// ConnectionCount is what became of connections to the public listener.
+type ConnectionCount struct {
+	Open    int64  // now
+	Refused uint64 // closed since their address had too many, since the server was made
+}
+
+// Connections counts those of all listeners. Safe for concurrent use.
+func (s *Server) Connections() ConnectionCount {
+	return ConnectionCount{Open: s.admission.open.Load(), Refused: s.admission.refused.Load()}
+}
+
+// source is what connections of an address are counted by: IPv6 by /64.
+func source(a netip.Addr) netip.Addr {
 	if a.Is6() {
 		if p, err := a.Prefix(64); err == nil {
 			return p.Addr()
@@ -40,38 +56,151 @@ func source(addr net.Addr) netip.Addr {
 	return a
 }
 
-// admit counts a connection, or says that its address has too many.
-func (ad *admission) admit(conn net.Conn) bool {
-	if ad.srv.isTrusted(peerAddr(conn.RemoteAddr())) {
-		return true
+var errTooManyConns = errors.New("too many connections of one address")
+
+// count adds a connection to those of addr, or says that it has too many.
+func (ad *admission) count(c *conn, addr netip.Addr) error {
+	if ad.srv.isTrusted(addr) {
+		return nil
 	}
-	a := source(conn.RemoteAddr())
+	a := source(addr)
 	ad.mu.Lock()
 	defer ad.mu.Unlock()
 	if ad.counts[a] >= ad.perIP {
-		return false
+		ad.refused.Add(1)
+		return errTooManyConns
 	}
-	ad.counts[a]++
-	return true
+	if !c.closed {
+		ad.counts[a]++
+		c.counted = a
+	}
+	return nil
 }
 
-// closed is fasthttp's ConnState: it is called once for the end of each connection that Accept gave.
-func (ad *admission) closed(conn net.Conn, s fasthttp.ConnState) {
-	if s != fasthttp.StateClosed && s != fasthttp.StateHijacked {
-		return
+// conn is an accepted connection. It gives its place back when it is closed.
+type conn struct {
+	net.Conn
+	ad      *admission
+	counted netip.Addr // what it is counted under; zero for nothing
+	closed  bool
+
+	// behind holds what the peer, a trusted proxy that has to begin with a PROXY header, sent at first; nil once it is used
+	// up, or where there is nothing of the kind. Only Read uses it and what follows.
+	behind     *bufio.Reader
+	identified bool
+	failed     error
+	// refused: it gets no answer, whatever Read's error is made into.
+	refused atomic.Bool
+	// client is the address that the PROXY header names; nil for the peer's.
+	client atomic.Pointer[net.TCPAddr]
+}
+
+// proxyHeaderRoom is enough for any header of version 1; version 2 is read in pieces.
+const proxyHeaderRoom = 256
+
+// admit makes a connection of what was accepted, or says why it may not stay. It never waits for the peer.
+func (ad *admission) admit(raw net.Conn) (*conn, error) {
+	c := &conn{Conn: raw, ad: ad}
+	peer := peerAddr(raw.RemoteAddr())
+	if err := ad.count(c, peer); err != nil {
+		return nil, err
 	}
-	if !ad.srv.isTrusted(peerAddr(conn.RemoteAddr())) {
-		a := source(conn.RemoteAddr())
-		ad.mu.Lock()
+	if ad.srv.cfg.ProxyProtocol && ad.srv.isTrusted(peer) {
+		c.behind = bufio.NewReaderSize(raw, proxyHeaderRoom)
+	}
+	if tcp, ok := raw.(*net.TCPConn); ok {
+		if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive}); err != nil {
+			return c, err
+		}
+	}
+	return c, nil
+}
+
+// keepAlive is how long a connection is silent before the system asks whether the other end is still there.
+const keepAlive = 30 * time.Second
+
+// Read implements net.Conn. Under PROXY protocol the first one reads the header, within the deadline that is set.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.behind == nil {
+		return c.Conn.Read(p)
+	}
+	if !c.identified {
+		c.identified = true
+		c.failed = c.identify()
+		c.refused.Store(c.failed != nil)
+	}
+	if c.failed != nil {
+		return 0, c.failed
+	}
+	if c.behind.Buffered() > 0 {
+		return c.behind.Read(p)
+	}
+	c.behind = nil
+	return c.Conn.Read(p)
+}
+
+// Write implements net.Conn.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.refused.Load() {
+		return 0, net.ErrClosed
+	}
+	return c.Conn.Write(p)
+}
+
+// identify reads the PROXY header. Where there is none, or one that makes no sense, nothing behind it can be told from a
+// client's own words, so the connection is of no use. A header that names no address of a client leaves the peer's.
+func (c *conn) identify() error {
+	if _, err := c.behind.Peek(1); err != nil {
+		return err // a health check that only connects
+	}
+	h, err := proxyproto.Read(c.behind)
+	if err != nil {
+		var netErr net.Error
+		if !errors.As(err, &netErr) || !netErr.Timeout() {
+			c.ad.srv.malformed.proxyProtocol.Add(1)
+		}
+		return fmt.Errorf("PROXY header: %w", err)
+	}
+	if h.Command.IsLocal() {
+		return nil // the proxy's own, as for a health check
+	}
+	addr, ok := h.SourceAddr.(*net.TCPAddr)
+	if !ok {
+		if h.TransportProtocol != proxyproto.UNSPEC {
+			c.ad.srv.malformed.proxyProtocol.Add(1)
+		}
+		return nil
+	}
+	c.client.Store(addr)
+	return c.ad.count(c, peerAddr(addr))
+}
+
+// RemoteAddr implements net.Conn: the client's address as the PROXY header names it, once that is read.
+func (c *conn) RemoteAddr() net.Addr {
+	if addr := c.client.Load(); addr != nil {
+		return addr
+	}
+	return c.Conn.RemoteAddr()
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	ad := c.ad
+	ad.mu.Lock()
+	first := !c.closed
+	c.closed = true
+	if a := c.counted; first && a.IsValid() {
 		if ad.counts[a]--; ad.counts[a] <= 0 {
 			delete(ad.counts, a)
 		}
-		ad.mu.Unlock()
 	}
-	select {
-	case <-ad.slots:
-	default: // a connection that did not come through admittedListener
+	ad.mu.Unlock()
+	err := c.Conn.Close()
+	if first {
+		ad.open.Add(-1)
+		<-ad.slots
 	}
+	return err
 }
 
 // admittedListener accepts within the bounds of an admission.
@@ -115,29 +244,36 @@ const acceptPause = 50 * time.Millisecond
 
 // Accept implements net.Listener. It waits for a free slot, and goes on where the system's own bounds are reached.
 func (l *admittedListener) Accept() (net.Conn, error) {
-	select {
-	case l.ad.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
 	for {
-		conn, err := l.Listener.Accept()
-		switch {
-		case err == nil && l.ad.admit(conn):
-			return conn, nil
-		case err == nil:
-			conn.Close()
-		case errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ECONNABORTED) || errors.Is(err, syscall.ENOBUFS):
-			l.ad.srv.log.Warn("cannot accept a connection now", "error", err)
-			select {
-			case <-time.After(acceptPause):
-			case <-l.done:
+		select {
+		case l.ad.slots <- struct{}{}:
+		case <-l.done:
+			return nil, net.ErrClosed
+		}
+		raw, err := l.Listener.Accept()
+		if err == nil {
+			c, err := l.ad.admit(raw)
+			if c == nil {
+				raw.Close()
 				<-l.ad.slots
-				return nil, net.ErrClosed
+				continue
 			}
-		default:
-			<-l.ad.slots
+			l.ad.open.Add(1)
+			if err == nil {
+				return c, nil
+			}
+			c.Close() // it gave up meanwhile
+			continue
+		}
+		<-l.ad.slots
+		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ECONNABORTED) && !errors.Is(err, syscall.ENOBUFS) {
 			return nil, err
+		}
+		l.ad.srv.log.Warn("cannot accept a connection now", "error", err)
+		select {
+		case <-time.After(acceptPause):
+		case <-l.done:
+			return nil, net.ErrClosed
 		}
 	}
 }

@@ -38,6 +38,7 @@ type Server struct {
 	router      *node
 	matcher     *matcher
 	admission   *admission
+	malformed   malformed
 	http        *fasthttp.Server
 	cors        *cors
 	cookies     *cookieNames
@@ -99,10 +100,7 @@ func (s *Server) newHTTP() *fasthttp.Server {
 		IdleTimeout:                  s.cfg.IdleTimeout,
 		MaxRequestBodySize:           maxBody,
 		Concurrency:                  2 * s.cfg.MaxConns, // never reached: admission is the bound
-		ConnState:                    s.admission.closed,
 		MaxRequestsPerConn:           10_000,
-		TCPKeepalive:                 true,
-		TCPKeepalivePeriod:           30 * time.Second,
 		StreamRequestBody:            true,
 		DisablePreParseMultipartForm: true,
 		NoDefaultServerHeader:        true,

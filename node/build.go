@@ -52,6 +52,8 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 
 		PublicURL:      strings.TrimRight(c.PublicURL, "/"),
 		TrustedProxies: proxies,
+		Forwarded:      c.ForwardedHeader == "forwarded",
+		ProxyProtocol:  c.HTTP.ProxyProtocol,
 		CORS:           authapi.CORSConfig{Origins: slices.Clone(c.CORS.Origins), MaxAge: time.Duration(c.CORS.MaxAge)},
 		Auth: authapi.AuthConfig{
 			TokenTTL:          time.Duration(c.Auth.TokenTTL),
@@ -167,6 +169,9 @@ func prefixes(texts []string) ([]netip.Prefix, error) {
 			}
 			addr = addr.Unmap()
 			prefix = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		if prefix.Addr().Is4In6() && prefix.Bits() >= 96 { // as addresses are compared
+			prefix = netip.PrefixFrom(prefix.Addr().Unmap(), prefix.Bits()-96)
 		}
 		out = append(out, prefix)
 	}

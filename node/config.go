@@ -10,7 +10,9 @@ type Config struct {
 	DataDir        string   `toml:"data_dir"`
 	PublicURL      string   `toml:"public_url"`
 	TrustedProxies []string `toml:"trusted_proxies"` // addresses or CIDR prefixes
-	RoutesDefault  string   `toml:"routes_default"`  // "deny" (default) or "allow"
+	// ForwardedHeader is where trusted proxies name the client: "x-forwarded-for" (default) or "forwarded" (RFC 7239).
+	ForwardedHeader string `toml:"forwarded_header"`
+	RoutesDefault   string `toml:"routes_default"` // "deny" (default) or "allow"
 	// InitialMembers are the peer addresses of the nodes that form the cluster, the same list on each of them. Used on an
 	// empty data directory only.
 	InitialMembers []string `toml:"initial_members"`
@@ -50,8 +52,9 @@ type HTTPConfig struct {
 	IdleTimeout   Duration `toml:"idle_timeout"`
 	MaxConns      int      `toml:"max_connections"`
 	MaxConnsPerIP int      `toml:"max_connections_per_address"`
-	DrainDelay    Duration `toml:"drain_delay"`   // between "not ready" and refusing new connections
-	DrainTimeout  Duration `toml:"drain_timeout"` // for requests in flight
+	ProxyProtocol bool     `toml:"proxy_protocol"` // connections of trusted proxies begin with a PROXY header
+	DrainDelay    Duration `toml:"drain_delay"`    // between "not ready" and refusing new connections
+	DrainTimeout  Duration `toml:"drain_timeout"`  // for requests in flight
 }
 
 // CORSConfig says which web pages may call the API from a browser.

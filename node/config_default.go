@@ -17,8 +17,10 @@ func DefaultConfig() Config {
 		DataDir:        "/var/lib/sluice",
 		TrustedProxies: []string{},
 		RoutesDefault:  "deny",
-		InitialMembers: []string{},
-		Join:           []string{},
+
+		ForwardedHeader: "x-forwarded-for",
+		InitialMembers:  []string{},
+		Join:            []string{},
 		HTTP: HTTPConfig{
 			Listen:       ":8080",
 			ReadTimeout:  Duration(5 * time.Second),

@@ -240,6 +240,8 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"policy by key and user", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"key\", \"user\"]\n", 5, "limits.policies[0].by: counts nothing: no request has both"},
 		{"policy by key of users", policy + "name = \"a\"\nlayers = [\"api_key\", \"user\"]\n", 6, "limits.policies[0].layers[1]: \"user\" counts nothing: its requests have no key"},
 		{"policy of a plan without credentials", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"address\"]\nplans = [\"none\"]\nlayers = [\"anonymous\"]\n", 7, "limits.policies[0].layers[0]: \"anonymous\" counts nothing: its requests have no plan"},
+		{"header of clients", "forwarded_header = \"x-real-ip\"\n", 1, "forwarded_header: want"},
+		{"proxy protocol without proxies", "[http]\nproxy_protocol = true\n", 2, "http.proxy_protocol: is of trusted proxies alone"},
 		{"policy for checks by more", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\", \"key\"]\n", 5, "limits.policies[0].by: check stands alone"},
 		{"policy for checks of layers", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\"]\nlayers = [\"user\"]\n", 6, "limits.policies[0].layers: means nothing"},
 		{"policy for checks on trial", "[[limits.policies]]\nname = \"a\"\nlimit = 1\nwindow = \"1s\"\nby = [\"check\"]\nshadow = true\n", 6, "limits.policies[0].shadow: means nothing"},
@@ -611,4 +613,18 @@ func FuzzLoadConfig(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestPrefixes_Mapped: addresses are compared as IPv4 where they are that, so prefixes of them must be too.
+func TestPrefixes_Mapped(t *testing.T) {
+	t.Parallel()
+	got, err := prefixes([]string{"10.0.0.0/8", "::ffff:10.1.0.0/112", "::ffff:192.0.2.1", "2001:db8::/32", "::1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32", "2001:db8::/32", "::1/128"} {
+		if got[i].String() != want {
+			t.Errorf("prefix %d is %v, want %s", i, got[i], want)
+		}
+	}
 }

@@ -123,6 +123,10 @@ func (v *validator) identity() {
 	}
 	v.between("cors.max_age", v.c.CORS.MaxAge, 0, day)
 	v.oneOf("routes_default", v.c.RoutesDefault, "deny", "allow")
+	v.oneOf("forwarded_header", v.c.ForwardedHeader, "x-forwarded-for", "forwarded")
+	if v.c.HTTP.ProxyProtocol && len(v.c.TrustedProxies) == 0 {
+		v.fail("http.proxy_protocol", "is of trusted proxies alone, and %s is empty", v.also("trusted_proxies"))
+	}
 	v.oneOf("log.level", v.c.Log.Level, "debug", "info", "warn", "error")
 	v.oneOf("log.format", v.c.Log.Format, "json", "text")
 }

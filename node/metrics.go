@@ -204,6 +204,18 @@ var metrics = []metric{
 		}
 	}},
 
+	{"sluice_http_connections", kindGauge, "Connections to the public listener.", one(func(s *scrape) float64 {
+		return float64(s.n.api.Connections().Open)
+	})},
+	{"sluice_http_connections_refused_total", kindCounter, "Connections closed since their address had too many.", one(func(s *scrape) float64 {
+		return float64(s.n.api.Connections().Refused)
+	})},
+	{"sluice_http_client_address_malformed_total", kindCounter, "Times a trusted proxy named a client in a way that could not be used.", func(s *scrape, out *samples) {
+		for _, m := range s.n.api.MalformedAddresses() {
+			out.add("", fmt.Sprintf("source=%q", m.Source), float64(m.Count))
+		}
+	}},
+
 	{"sluice_limit_decisions_total", kindCounter, "Decisions by policy; a request that several policies refuse counts for each.", func(s *scrape, out *samples) {
 		for _, d := range s.n.api.Decisions() {
 			out.outcomes(d.Policy, d.Admitted, d.Refused, d.Undecided)

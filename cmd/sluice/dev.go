@@ -32,6 +32,9 @@ type devCommand struct {
 // perNode are settings that no environment variable can give to several nodes at once.
 var perNode = []string{"name", "data_dir", "initial_members", "join", "http.listen", "peer.listen", "peer.advertise", "gossip.listen", "gossip.advertise", "admin.listen"}
 
+// plainOnly are settings with which nobody could ask the nodes as dev and its users do, over plain HTTP.
+var plainOnly = []string{"http.proxy_protocol"}
+
 // Run starts the cluster and ends with it.
 func (c *devCommand) Run(ctx context.Context, env environment) error {
 	ctx, again, release := untilSignal(ctx)
@@ -160,6 +163,12 @@ func (c *devCommand) check(env environment) error {
 		name := node.EnvironmentName(key)
 		if slices.ContainsFunc(env.variables, func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
 			return usagef("%s is set, and would be the same for every node: unset it", name)
+		}
+	}
+	for _, key := range plainOnly {
+		name := node.EnvironmentName(key)
+		if slices.ContainsFunc(env.variables, func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
+			return usagef("%s is set, and the development cluster is asked over plain HTTP: unset it", name)
 		}
 	}
 	return nil
