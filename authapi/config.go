@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"crypto/tls"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -38,6 +39,9 @@ type Config struct {
 	RoutesDefaultAllow bool
 	// ScopeResources are the resources that scopes may name.
 	ScopeResources []string
+
+	// TLS is what Serve speaks; nil: plain HTTP. Its NextProtos must be HTTP/1.1 alone, or none.
+	TLS *tls.Config
 
 	ReadTimeout, WriteTimeout, IdleTimeout time.Duration
 	MaxConns, MaxConnsPerIP                int // 0: the defaults

@@ -2,6 +2,8 @@ package authapi_test
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"io"
 	"net"
@@ -247,6 +249,39 @@ func TestProxyProtocol_ConnectionsPerAddress(t *testing.T) {
 		_, ok := open("203.0.113.1")
 		return ok
 	})
+}
+
+// The PROXY header comes before TLS.
+func TestProxyProtocol_OverTLS(t *testing.T) {
+	t.Parallel()
+	other := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	t.Cleanup(other.Close)
+	e := newEdge(t, func(c *authapi.Config) {
+		trustLoopback(c)
+		c.ProxyProtocol, c.Limit.Anonymous = true, rule(1)
+		c.TLS = &tls.Config{Certificates: other.TLS.Certificates}
+	})
+	pool := x509.NewCertPool()
+	pool.AddCert(other.Certificate())
+	for i, want := range []int{200, 429} {
+		raw, err := net.Dial("tcp", e.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		raw.SetDeadline(time.Now().Add(5 * time.Second))
+		io.WriteString(raw, "PROXY TCP4 203.0.113.1 127.0.0.1 4711 443\r\n")
+		conn := tls.Client(raw, &tls.Config{RootCAs: pool, ServerName: "example.com"})
+		io.WriteString(conn, "GET /api/v1/auth/verify HTTP/1.1\r\nHost: a\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("request %d: %d, want %d", i+1, resp.StatusCode, want)
+		}
+	}
 }
 
 // FuzzProxyHeader sends any bytes as a trusted proxy: the server answers or closes, and what it counts goes back to nothing.

@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -113,7 +114,11 @@ func (s *Server) newHTTP() *fasthttp.Server {
 
 // Serve answers requests from ln until Shutdown, which makes it return nil, even where it came first.
 func (s *Server) Serve(ln net.Listener) error {
-	if err := s.http.Serve(s.admission.listen(ln)); err != nil {
+	ln = s.admission.listen(ln)
+	if s.cfg.TLS != nil {
+		ln = tls.NewListener(ln, s.cfg.TLS) // the handshake is the connection's own goroutine's, at its first read
+	}
+	if err := s.http.Serve(ln); err != nil {
 		return fmt.Errorf("serve http: %w", err)
 	}
 	return nil

@@ -53,6 +53,8 @@ type HTTPConfig struct {
 	MaxConns      int      `toml:"max_connections"`
 	MaxConnsPerIP int      `toml:"max_connections_per_address"`
 	ProxyProtocol bool     `toml:"proxy_protocol"` // connections of trusted proxies begin with a PROXY header
+	TLSCert       string   `toml:"tls_cert"`       // PEM, with the chain; "" with TLSKey: plain HTTP
+	TLSKey        string   `toml:"tls_key"`        // PEM
 	DrainDelay    Duration `toml:"drain_delay"`    // between "not ready" and refusing new connections
 	DrainTimeout  Duration `toml:"drain_timeout"`  // for requests in flight
 }

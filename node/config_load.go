@@ -282,7 +282,7 @@ func (c *Config) resolve(path string) error {
 	}
 	paths := map[string]*string{
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
-		"admin.token_file": &c.Admin.TokenFile,
+		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 	}
 	for _, p := range c.oauthProviders() {
 		paths[p.key+".client_secret_file"] = &p.ClientSecretFile

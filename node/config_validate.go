@@ -231,6 +231,16 @@ func (v *validator) listeners() {
 	v.between("http.drain_delay", c.HTTP.DrainDelay, 0, Duration(5*time.Minute))
 	v.between("http.drain_timeout", c.HTTP.DrainTimeout, 0, Duration(5*time.Minute))
 	v.count("http.max_connections", int64(c.HTTP.MaxConns), 1, 1<<20)
+	switch cert, key := c.HTTP.TLSCert, c.HTTP.TLSKey; {
+	case cert != "" && key == "":
+		v.fail("http.tls_key", "is missing: %s is set", v.also("http.tls_cert"))
+	case cert == "" && key != "":
+		v.fail("http.tls_cert", "is missing: %s is set", v.also("http.tls_key"))
+	case cert != "":
+		if _, err := loadCertificate(cert, key); err != nil {
+			v.fail("http.tls_cert", "%v", err)
+		}
+	}
 	v.count("http.max_connections_per_address", int64(c.HTTP.MaxConnsPerIP), 1, 1<<20)
 }
 

@@ -210,6 +210,15 @@ var metrics = []metric{
 	{"sluice_http_connections_refused_total", kindCounter, "Connections closed since their address had too many.", one(func(s *scrape) float64 {
 		return float64(s.n.api.Connections().Refused)
 	})},
+	{"sluice_http_certificate_expiry_timestamp_seconds", kindGauge, "When the public listener's certificate ends, in Unix time; 0 without TLS.", one(func(s *scrape) float64 {
+		if c := s.n.certificates; c != nil {
+			return float64(c.current.Load().Leaf.NotAfter.Unix())
+		}
+		return 0
+	})},
+	{"sluice_http_certificate_failing", kindGauge, "Whether its files hold no pair that could be loaded, so that an older one is in use.", one(func(s *scrape) float64 {
+		return flag(s.n.certificates != nil && s.n.certificates.failing.Load())
+	})},
 	{"sluice_http_client_address_malformed_total", kindCounter, "Times a trusted proxy named a client in a way that could not be used.", func(s *scrape, out *samples) {
 		for _, m := range s.n.api.MalformedAddresses() {
 			out.add("", fmt.Sprintf("source=%q", m.Source), float64(m.Count))

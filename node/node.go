@@ -62,11 +62,13 @@ type Node struct {
 	api       *authapi.Server
 	admin     *adminServer
 	limits    limits
-	proposer  *proposer
-	freshness *freshness
-	barriers  *barriers
-	former    *former
-	joiner    *joiner
+	// certificates is the public listener's; nil for plain HTTP.
+	certificates *certificates
+	proposer     *proposer
+	freshness    *freshness
+	barriers     *barriers
+	former       *former
+	joiner       *joiner
 
 	peerAddress string
 	httpAddress net.Addr
@@ -234,6 +236,13 @@ func (n *Node) listen() error {
 	if err != nil {
 		return err
 	}
+	if h := n.cfg.HTTP; h.TLSCert != "" {
+		if n.certificates, err = openCertificates(h.TLSCert, h.TLSKey, n.log.With("component", "tls")); err != nil {
+			return err
+		}
+		config.TLS = n.certificates.config()
+		n.wg.Go(func() { n.certificates.watch(n.ctx) })
+	}
 	if n.api, err = authapi.New(config); err != nil {
 		return err
 	}
@@ -261,7 +270,7 @@ func (n *Node) listen() error {
 			n.fail(err)
 		}
 	})
-	n.log.Info("listening", "http", n.httpAddress.String(), "peer", n.peerAddress, "gossip", n.gossip.address)
+	n.log.Info("listening", "http", n.httpAddress.String(), "tls", n.certificates != nil, "peer", n.peerAddress, "gossip", n.gossip.address)
 	return nil
 }
 

@@ -33,7 +33,7 @@ type devCommand struct {
 var perNode = []string{"name", "data_dir", "initial_members", "join", "http.listen", "peer.listen", "peer.advertise", "gossip.listen", "gossip.advertise", "admin.listen"}
 
 // plainOnly are settings with which nobody could ask the nodes as dev and its users do, over plain HTTP.
-var plainOnly = []string{"http.proxy_protocol"}
+var plainOnly = []string{"http.proxy_protocol", "http.tls_cert", "http.tls_key"}
 
 // Run starts the cluster and ends with it.
 func (c *devCommand) Run(ctx context.Context, env environment) error {

@@ -16,7 +16,7 @@ type nodeCommand struct {
 }
 
 // Run serves until SIGTERM or SIGINT, then drains. A second signal a second or more later ends the process at once.
-// SIGHUP reads the configuration again and takes over what can change while the node runs.
+// SIGHUP reads the configuration again and takes over what can change while the node runs, and the certificate's files.
 func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 	cfg, err := loadConfig(c.Config, env)
 	if err != nil {
@@ -51,6 +51,9 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 			return errors.New("stopped at the second signal, without an orderly end")
 		case <-hangups:
 			c.reload(n, &running, level, log, env)
+			if n != nil {
+				_ = n.ReloadCertificate() // it has logged its error
+			}
 		}
 	}
 }

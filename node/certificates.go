@@ -1,0 +1,134 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// certificateEvery is how often the files of the public listener's certificate are looked at.
+const certificateEvery = 2 * time.Second
+
+// certificates is the public listener's certificate, which is read again when its files change. A pair that cannot be used leaves
+// the last good one in place: what renews certificates may write the two files one after the other, or a broken one.
+type certificates struct {
+	certFile, keyFile string
+	log               *slog.Logger
+
+	current atomic.Pointer[tls.Certificate]
+	failing atomic.Bool // the files hold no pair that could be used
+
+	mu   sync.Mutex // one reload at a time
+	seen [2]fileVersion
+}
+
+// fileVersion tells two contents of a file apart, without reading it. The zero value is a file that is not there.
+type fileVersion struct {
+	modified time.Time
+	size     int64
+}
+
+// openCertificates reads the pair for the first time.
+func openCertificates(certFile, keyFile string, log *slog.Logger) (*certificates, error) {
+	c := &certificates{certFile: certFile, keyFile: keyFile, log: log}
+	c.seen = c.versions()
+	cert, err := loadCertificate(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("http.tls_cert: %w", err)
+	}
+	c.current.Store(cert)
+	c.warnIfEnded()
+	return c, nil
+}
+
+// loadCertificate reads a certificate with its chain, and its key. Errors name the file.
+func loadCertificate(certFile, keyFile string) (*tls.Certificate, error) {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		var path *os.PathError
+		if errors.As(err, &path) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("%s and %s: %w", certFile, keyFile, err)
+	}
+	return &cert, nil
+}
+
+// versions follows symbolic links, which is how orchestrators swap a whole directory.
+func (c *certificates) versions() (v [2]fileVersion) {
+	for i, path := range []string{c.certFile, c.keyFile} {
+		if info, err := os.Stat(path); err == nil {
+			v[i] = fileVersion{info.ModTime(), info.Size()}
+		}
+	}
+	return v
+}
+
+// reload reads the files again, where they have changed or force is set. The error says why the pair in use stays.
+func (c *certificates) reload(force bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	versions := c.versions() // before the contents: what changes in between is seen the next time
+	if versions == c.seen && !force {
+		return nil
+	}
+	c.seen = versions
+	cert, err := loadCertificate(c.certFile, c.keyFile)
+	c.failing.Store(err != nil)
+	if err != nil {
+		c.log.Error("certificate not reloaded; the one in use stays", "error", err, "until", c.current.Load().Leaf.NotAfter)
+		return err
+	}
+	c.current.Store(cert)
+	c.log.Info("certificate reloaded", "serial", cert.Leaf.SerialNumber.String(), "until", cert.Leaf.NotAfter)
+	c.warnIfEnded()
+	return nil
+}
+
+// warnIfEnded tells of a certificate that clients will refuse. It is served all the same: some of them may not, and the node's
+// clock may be wrong.
+func (c *certificates) warnIfEnded() {
+	if leaf := c.current.Load().Leaf; time.Now().After(leaf.NotAfter) {
+		c.log.Warn("the certificate has ended", "at", leaf.NotAfter)
+	}
+}
+
+// watch reloads what changes until ctx ends.
+func (c *certificates) watch(ctx context.Context) {
+	ticker := time.NewTicker(certificateEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			_ = c.reload(false) // it has logged its error
+		}
+	}
+}
+
+// config is TLS as the public listener speaks it: 1.2 and up with Go's choice of ciphers, and HTTP/1.1 in it.
+func (c *certificates) config() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"http/1.1"},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return c.current.Load(), nil
+		},
+	}
+}
+
+// ReloadCertificate reads the public listener's certificate again. It does nothing without TLS. The error, which is logged
+// too, says why the one in use stays.
+func (n *Node) ReloadCertificate() error {
+	if n.certificates == nil {
+		return nil
+	}
+	return n.certificates.reload(true)
+}
