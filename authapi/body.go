@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"reflect"
 	"strings"
@@ -17,6 +18,8 @@ const (
 	// maxDepth bounds how deep JSON may be nested.
 	maxDepth = 16
 )
+
+var errRequestTimeout = problem(http.StatusRequestTimeout, "request_timeout", "the request took too long to arrive")
 
 var errBodyTooLarge = problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than 64 KiB")
 
@@ -49,6 +52,11 @@ func (c *call) readBody(room []byte) ([]byte, error) {
 	}
 	b, err := readUpTo(stream, room, maxBody)
 	if err != nil {
+		c.closeAfter = true // nobody knows where the next request would begin
+		var netErr net.Error
+		if errors.As(err, &netErr) && netErr.Timeout() {
+			return nil, errRequestTimeout
+		}
 		return nil, problem(http.StatusBadRequest, "invalid_body", "the body ended early or is not framed correctly")
 	}
 	if len(b) > maxBody {

@@ -1,13 +1,13 @@
 package authapi
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"unicode/utf8"
 
 	"github.com/valyala/fasthttp"
 )
@@ -51,15 +51,16 @@ func isToken(b []byte) bool {
 }
 
 // canonicalPath says whether a path as sent means one thing only to every server on its way: it begins with a slash,
-// has no empty, "." or ".." segment but for a last empty one, no backslash, semicolon, control or non-ASCII byte, and
-// escapes (%XX) nothing that would change that or that needs no escape.
+// has no empty, "." or ".." segment but for a last empty one, no backslash, semicolon, hash sign, control or non-ASCII byte,
+// and escapes (%XX) nothing that would change that, that needs no escape, or that is not UTF-8: of that, some decoders make
+// dots and slashes.
 func canonicalPath(p []byte) bool {
 	if len(p) == 0 || p[0] != '/' {
 		return false
 	}
 	for i := 0; i < len(p); i++ {
 		switch ch := p[i]; {
-		case ch <= ' ' || ch >= 0x7f || ch == '\\' || ch == ';':
+		case ch <= ' ' || ch >= 0x7f || ch == '\\' || ch == ';' || ch == '#':
 			return false
 		case ch == '/':
 			rest := p[i+1:]
@@ -84,11 +85,34 @@ func canonicalPath(p []byte) bool {
 				return false
 			case isBase62(d) || d == '-' || d == '_' || d == '~':
 				return false
+			case d >= utf8.RuneSelf:
+				n, ok := escapedRune(p[i:])
+				if !ok {
+					return false
+				}
+				i += 3 * (n - 1)
 			}
 			i += 2
 		}
 	}
 	return true
+}
+
+// escapedRune says how many escapes at the beginning of p are one character in UTF-8.
+func escapedRune(p []byte) (n int, ok bool) {
+	var b [utf8.UTFMax]byte
+	for n < len(b) && len(p) >= 3 && p[0] == '%' && !utf8.FullRune(b[:n]) {
+		high, ok1 := unhex(p[1])
+		low, ok2 := unhex(p[2])
+		if !ok1 || !ok2 {
+			return 0, false
+		}
+		b[n] = high<<4 | low
+		n++
+		p = p[3:]
+	}
+	r, size := utf8.DecodeRune(b[:n])
+	return n, size == n && (r != utf8.RuneError || n > 1)
 }
 
 func unhex(c byte) (byte, bool) {
@@ -108,6 +132,7 @@ var errPanic = errors.New("handler panicked")
 func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 	c := s.acquireCall(ctx)
 	defer c.finish()
+	c.closeAfter = true // as fasthttp does
 	c.newRequestID()
 	c.client = client{peer: peerAddr(ctx.RemoteAddr())}
 	c.client.addr = c.client.peer
@@ -122,7 +147,7 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
 		p = errBodyTooLarge
 	case errors.As(err, &netErr) && netErr.Timeout():
-		p = problem(http.StatusRequestTimeout, "request_timeout", "the request took too long to arrive")
+		p = errRequestTimeout
 	}
 	c.fail(p)
 }
@@ -132,33 +157,4 @@ type httpLogger struct{ log *slog.Logger }
 
 func (l httpLogger) Printf(format string, args ...any) {
 	l.log.Debug("http server", "message", fmt.Sprintf(format, args...))
-}
-
-// framedTwice says whether a request has both a Content-Length and a Transfer-Encoding, on which servers disagree where
-// it ends. fasthttp serves such a request and closes the connection; we refuse it.
-func framedTwice(h *fasthttp.RequestHeader) bool {
-	switch n := h.ContentLength(); {
-	case n == -1: // chunked
-		return rawCount(h.RawHeaders(), "content-length") > 0
-	case n >= 0:
-		return rawCount(h.RawHeaders(), "transfer-encoding") > 0
-	}
-	return false
-}
-
-// rawCount counts the header lines of that name, in lower case, as they were sent.
-func rawCount(raw []byte, name string) int {
-	n := 0
-	for len(raw) > 0 {
-		line := raw
-		if i := bytes.IndexByte(raw, '\n'); i >= 0 {
-			line, raw = raw[:i], raw[i+1:]
-		} else {
-			raw = nil
-		}
-		if i := bytes.IndexByte(line, ':'); i >= 0 && equalFold(line[:i], name) {
-			n++
-		}
-	}
-	return n
 }

@@ -194,6 +194,26 @@ func TestBody_TooLarge(t *testing.T) {
 	}
 }
 
+// A client that sends all it has before it reads gets the answer, and no reset.
+func TestRefused_InTheMiddle(t *testing.T) {
+	t.Parallel()
+	e := newEdge(t, func(c *authapi.Config) { c.Limit.Anonymous = rule(1000) })
+	long := strings.Repeat("a", 1<<20)
+	for request, want := range map[string]int{
+		"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + long + "\r\n\r\n":                                                                                              431,
+		"POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n" + long:                                413,
+		"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 1048576\r\n\r\n" + long:                                                                            404,
+		"POST /api/v1/auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n100000\r\n" + long + "\r\n0\r\n\r\n": 413,
+	} {
+		for range 5 {
+			a, err := e.raw(request)
+			if err != nil || a.status != want {
+				t.Errorf("%.120q: %d, %v, want %d", request, a.status, err, want)
+			}
+		}
+	}
+}
+
 func TestBody_TooSlow(t *testing.T) {
 	t.Parallel()
 	e := newEdge(t, func(c *authapi.Config) { c.ReadTimeout = 200 * time.Millisecond })

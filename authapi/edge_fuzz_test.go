@@ -8,11 +8,14 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	slashes "path"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"sluice/authapi"
 )
@@ -227,15 +230,19 @@ func FuzzForwardedList(f *testing.F) {
 }
 
 func FuzzCanonicalPath(f *testing.F) {
-	for _, s := range []string{"/", "/a/b", "/a%20b", "/..", "/%2e", "/a//b", "/a/./b", "/a;b", "\\", "/%zz"} {
+	for _, s := range []string{"/", "/a/b", "/a%20b", "/..", "/%2e", "/a//b", "/a/./b", "/a;b", "\\", "/%zz", "/%c3%a9", "/%c0%ae", "/%ef%bf%bd", "/%f0%9f%98%80x", "/#"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if !authapi.CanonicalPath(b) {
 			return
 		}
-		if s := string(b); s[0] != '/' || strings.Contains(s, "//") || strings.Contains(s, "/../") || strings.HasSuffix(s, "/..") || strings.Contains(strings.ToLower(s), "%2f") {
+		if s := string(b); s[0] != '/' || strings.Contains(s, "//") || strings.Contains(s, "/../") || strings.HasSuffix(s, "/..") || strings.Contains(strings.ToLower(s), "%2f") || strings.Contains(s, "#") {
 			t.Fatalf("%q is taken for canonical", b)
+		}
+		plain, err := url.PathUnescape(string(b))
+		if err != nil || !utf8.ValidString(plain) || slashes.Clean(plain) != strings.TrimSuffix(plain, "/") && plain != "/" {
+			t.Fatalf("%q is taken for canonical, and is %q unescaped (%v)", b, plain, err)
 		}
 	})
 }

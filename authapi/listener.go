@@ -2,8 +2,10 @@ package authapi
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -89,6 +91,9 @@ type conn struct {
 	behind     *bufio.Reader
 	identified bool
 	failed     error
+	// linger: what the client still sends is taken before the end, or the system would reset the connection and the answer
+	// with it.
+	linger atomic.Bool
 	// refused: it gets no answer, whatever Read's error is made into.
 	refused atomic.Bool
 	// client is the address that the PROXY header names; nil for the peer's.
@@ -195,12 +200,44 @@ func (c *conn) Close() error {
 		}
 	}
 	ad.mu.Unlock()
+	if first && c.linger.Load() {
+		c.drain()
+	}
 	err := c.Conn.Close()
 	if first {
 		ad.open.Add(-1)
 		<-ad.slots
 	}
 	return err
+}
+
+const (
+	// lingerTime and lingerBytes bound what is taken of a client that was refused in the middle of what it sent.
+	lingerTime  = time.Second
+	lingerBytes = 2 << 20
+	// lingerBody is the length from which fasthttp leaves a body that nobody wants unread, and closes.
+	lingerBody = 256 << 10
+)
+
+// drain ends the answer and takes what still comes, for a while. Without it a proxy in front sees a reset in the place of a 413 or
+// 431, and takes the node for a dead one.
+func (c *conn) drain() {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok || tcp.CloseWrite() != nil || tcp.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, tcp, lingerBytes) // however it ends
+}
+
+// lingers lets the connection of a call take what the client still sends before it is closed.
+func (c *call) lingers() {
+	raw := c.ctx.Conn()
+	if secure, ok := raw.(*tls.Conn); ok {
+		raw = secure.NetConn()
+	}
+	if own, ok := raw.(*conn); ok {
+		own.linger.Store(true)
+	}
 }
 
 // admittedListener accepts within the bounds of an admission.

@@ -94,6 +94,7 @@ func (s *Server) newHTTP() *fasthttp.Server {
 	return &fasthttp.Server{
 		Handler:                      s.handle,
 		ErrorHandler:                 s.handleBroken,
+		ExpectHandler:                s.expect,
 		ReadBufferSize:               maxHeader,
 		WriteBufferSize:              4 << 10,
 		ReadTimeout:                  s.cfg.ReadTimeout,
@@ -166,6 +167,10 @@ func (c *call) finish() {
 	if c.closeAfter {
 		c.ctx.SetConnectionClose()
 	}
+	// A client that was too slow has been waited for.
+	if n := c.ctx.Request.Header.ContentLength(); (c.closeAfter || n > lingerBody || n == -1) && c.ctx.Response.StatusCode() != http.StatusRequestTimeout {
+		c.lingers()
+	}
 	c.release()
 }
 
@@ -186,10 +191,11 @@ func (s *Server) serve(c *call) error {
 	var bad *Problem
 	var end *endpoint
 	var configured *configured
+	misread := misreadable(&c.ctx.Request)
 	switch rest, envoy := envoyRest(path); {
-	case framedTwice(&c.ctx.Request.Header):
+	case misread != "":
 		c.closeAfter = true
-		bad = problem(http.StatusBadRequest, "malformed_request", "the request has a Content-Length and a Transfer-Encoding")
+		bad = problem(http.StatusBadRequest, "malformed_request", misread)
 	case envoy:
 		// What follows is a description, which is checked as such.
 		end = s.router.find(path[:len(path)-len(rest)], &c.raw)

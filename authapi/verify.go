@@ -110,7 +110,7 @@ func (c *call) needOf(d described) need {
 	n := need{cost: 1}
 	if d.given || d.ambiguous {
 		path := d.uri
-		if i := bytes.IndexAny(path, "?#"); i >= 0 {
+		if i := bytes.IndexByte(path, '?'); i >= 0 {
 			path = path[:i]
 		}
 		switch {
