@@ -202,12 +202,18 @@ func (s *Server) resolveCheck(ch *check, slot *checkSlot, at int, fields []Field
 }
 
 // ceiling is the most that may pass at once.
-func ceiling(r limiter.Rule) int64 { return r.Limit }
+func ceiling(r limiter.Rule) int64 {
+	if r.Algorithm == limiter.TokenBucket {
+		return r.Burst
+	}
+	return r.Limit
+}
 
 // checkAlgorithms are the algorithms by the names that clients use.
 var checkAlgorithms = map[string]limiter.Algorithm{
 	"sliding_window": limiter.SlidingWindow,
 	"fixed_window":   limiter.FixedWindow,
+	"token_bucket":   limiter.TokenBucket,
 }
 
 // rule is the limit that a check brings along; what is wrong with it goes to wrong.
@@ -228,10 +234,19 @@ func (ch *check) rule(wrong func(checkField, string)) limiter.Rule {
 	if ch.given&fieldAlgorithm != 0 {
 		known := false
 		if r.Algorithm, known = checkAlgorithms[string(ch.algorithm)]; !known {
-			wrong(fieldAlgorithm, "must be sliding_window or fixed_window")
+			wrong(fieldAlgorithm, "must be sliding_window, fixed_window or token_bucket")
 		}
 	}
-	if ch.given&fieldBurst != 0 {
+	switch {
+	case r.Algorithm == limiter.TokenBucket && ch.given&fieldBurst == 0 && r.Limit == 0:
+		wrong(fieldLimit, "must be at least 1 for a token bucket without a burst")
+	case r.Algorithm == limiter.TokenBucket && ch.given&fieldBurst == 0:
+		r.Burst = r.Limit
+	case r.Algorithm == limiter.TokenBucket && (ch.burst < 1 || ch.burst > maxLimit):
+		wrong(fieldBurst, "must be 1 to 1000000000000")
+	case r.Algorithm == limiter.TokenBucket:
+		r.Burst = ch.burst
+	case ch.given&fieldBurst != 0:
 		wrong(fieldBurst, "means nothing to this algorithm")
 	}
 	return r

@@ -273,6 +273,26 @@ func (w *walk) race(id string, owner account) {
 	}
 }
 
+// checks asks about keys of the callers' own, each time at another node: a token bucket of five has five units, wherever they
+// are asked for.
+func (w *walk) checks(who people, at *place) {
+	const check = "POST /api/v1/limits/check"
+	res := w.do(call{op: "POST /api/v1/api-keys", token: who.byRole["owner"].token,
+		body: object{"name": "c", "organization_id": at.id, "scopes": []string{"limits:check"}}}, 201)
+	key := res.field(w.t, "key")
+	body := object{"key": unique("tenant"), "limit": 5, "window_seconds": 3600, "algorithm": "token_bucket", "burst": 5}
+	for i := range 8 {
+		res := w.do(call{op: check, key: key, body: body}, 200)
+		if got := strings.Contains(string(res.body), `"allowed":true`); got != (i < 5) {
+			w.t.Errorf("check %d of a burst of 5: %v", i+1, res)
+		}
+	}
+	w.do(call{op: check, key: key, body: object{"key": "k", "limit": 5}, code: "invalid_input"}, 422)
+	w.do(call{op: check, key: at.keys["events:read"], body: body, code: "insufficient_scope"}, 403)
+	w.do(call{op: check, token: who.byRole["owner"].token, body: body, code: "forbidden"}, 403)
+	w.do(call{op: check, body: body, code: "authentication_required"}, 401)
+}
+
 func (w *walk) tokens(who people, at *place) {
 	const introspect, revoke = "POST /oauth2/introspect", "POST /oauth2/revoke"
 	form := map[string]string{"Content-Type": "application/x-www-form-urlencoded"}

@@ -265,6 +265,7 @@ func TestContract(t *testing.T) {
 	w.organizations(who, at)
 	w.keys(who, at)
 	w.tokens(who, at)
+	w.checks(who, at)
 	w.providers(who)
 	w.documents()
 	w.everywhere(operations, who, at)
@@ -411,7 +412,7 @@ func (w *walk) everywhere(operations map[string]operation, who people, at *place
 		}
 		caller := func(k *call) {
 			switch {
-			case op == "POST /oauth2/introspect":
+			case op == "POST /oauth2/introspect", op == "POST /api/v1/limits/check":
 				k.key = at.keys["*"]
 			case o.needsCredential():
 				k.token = owner
