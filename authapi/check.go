@@ -232,8 +232,8 @@ func (ch *check) rule(wrong func(checkField, string)) limiter.Rule {
 		wrong(fieldWindow, "must be 1 to 2678400")
 	}
 	if ch.given&fieldAlgorithm != 0 {
-		known := false
-		if r.Algorithm, known = checkAlgorithms[string(ch.algorithm)]; !known {
+		algorithm, known := checkAlgorithms[string(ch.algorithm)]
+		if r.Algorithm = algorithm; !known {
 			wrong(fieldAlgorithm, "must be sliding_window, fixed_window or token_bucket")
 		}
 	}

@@ -50,7 +50,7 @@ func (s *Server) follow(cl *client, lines [][]byte) {
 	for i := len(lines) - 1; i >= 0; i-- {
 		line := lines[i]
 		for end := len(line); end >= 0; {
-			start := 0
+			var start int
 			if s.cfg.Forwarded {
 				start = lastElement(line[:end])
 			} else {

@@ -140,13 +140,13 @@ func (l *ledger) slotPortion(b *bucket, r *rosterView, slot int, units int64) in
 	if rest == 0 || b.cell {
 		return q
 	}
-	place := int64(0)
+	var place int
 	if slot == r.self {
-		place = int64(l.order(b, r))
+		place = int(l.order(b, r))
 	} else {
-		place = int64(r.rank(b.id.low(), slot))
+		place = r.rank(b.id.low(), slot)
 	}
-	if place < rest {
+	if int64(place) < rest {
 		q++
 	}
 	return q

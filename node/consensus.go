@@ -65,6 +65,10 @@ type consensus struct {
 	contactMu    sync.Mutex
 	contactLost  map[string]time.Time // as leader: since when a peer does not answer heartbeats
 	becameLeader time.Time            // guarded by contactMu
+	// followed is whom this node followed last; predecessor the same when it became the leader, and when it last heard of
+	// that one. Guarded by contactMu.
+	followed, predecessor string
+	predecessorHeard      time.Time
 }
 
 // storedState reports whether the log or a snapshot holds anything.
@@ -191,9 +195,9 @@ func (k *consensus) watch() {
 				k.contactMu.Lock()
 				if _, known := k.contactLost[string(data.PeerID)]; !known {
 					since := data.LastContact
-					// Before this leadership nobody listened for that peer here.
-					if since.Before(k.becameLeader) {
-						since = k.becameLeader
+					// Before this leadership nobody listened for that peer here, but for the leader of before.
+					if heard := k.heardBefore(string(data.PeerID)); since.Before(heard) {
+						since = heard
 					}
 					k.contactLost[string(data.PeerID)] = since
 				}
@@ -211,6 +215,14 @@ func (k *consensus) watch() {
 	}
 }
 
+// heardBefore is until when a peer was surely listened to before it was asked for as the leader. contactMu is held.
+func (k *consensus) heardBefore(peer string) time.Time {
+	if peer == k.predecessor && !k.predecessorHeard.IsZero() && k.predecessorHeard.Before(k.becameLeader) {
+		return k.predecessorHeard
+	}
+	return k.becameLeader
+}
+
 // noteLeader re-reads who leads and tells who waits for a change.
 func (k *consensus) noteLeader() {
 	leader := k.leader()
@@ -225,13 +237,16 @@ func (k *consensus) noteLeader() {
 	}
 	if k.raft.State() != raft.Leader {
 		k.contactMu.Lock()
+		if leader != "" {
+			k.followed = leader
+		}
 		clear(k.contactLost)
 		k.becameLeader = time.Time{}
 		k.contactMu.Unlock()
 	} else {
 		k.contactMu.Lock()
 		if k.becameLeader.IsZero() {
-			k.becameLeader = time.Now()
+			k.becameLeader, k.predecessor, k.predecessorHeard = time.Now(), k.followed, k.raft.LastContact()
 		}
 		k.contactMu.Unlock()
 	}

@@ -54,7 +54,6 @@ type gossip struct {
 
 	mu    sync.RWMutex
 	alive map[string]*memberlist.Node
-	dead  map[string]time.Time // since when, by this node's clock
 
 	dropped, badPackets, received, sent atomic.Int64
 	strange                             atomic.Int64 // packets without the cluster's secret, or for another cluster
@@ -96,7 +95,7 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 	drainCtx, drain := context.WithCancel(ctx)
 	g := &gossip{
 		self: self, log: logger, transport: transport, address: address, clocks: clocks,
-		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node), dead: make(map[string]time.Time),
+		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node),
 		ctx: ctx, stop: stop, drain: drain,
 	}
 	// The transport's readers block on their channels: without a memberlist to read them, closing it would hang.
@@ -287,16 +286,6 @@ func (g *gossip) isAlive(id string) bool {
 	return g.alive[id] != nil
 }
 
-// deadSince is since when gossip does not see the node, the zero time where it never did; dead is false where it does.
-func (g *gossip) deadSince(id string) (since time.Time, dead bool) {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	if g.alive[id] != nil {
-		return time.Time{}, false
-	}
-	return g.dead[id], true
-}
-
 // seen counts the nodes that gossip sees, this one included.
 func (g *gossip) seen() int {
 	g.mu.RLock()
@@ -383,7 +372,6 @@ func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
 	node := *n
 	e.mu.Lock()
 	e.alive[n.Name] = &node
-	delete(e.dead, n.Name)
 	e.mu.Unlock()
 	if n.Name != e.self {
 		e.log.Info("node seen", "peer", n.Name, "address", n.Address())
@@ -394,7 +382,6 @@ func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
 func (e *gossipEvents) NotifyLeave(n *memberlist.Node) {
 	e.mu.Lock()
 	delete(e.alive, n.Name)
-	e.dead[n.Name] = time.Now()
 	e.mu.Unlock()
 	e.clocks.forget(n.Name)
 	if n.Name != e.self {

@@ -495,6 +495,39 @@ func TestRoster_SilentNodeLosesItsShareAndGetsItBack(t *testing.T) {
 	}
 }
 
+// TestRoster_DeadAfter holds dead_after: windows that begin so long after a death, of a follower and of the leader, are
+// shared out without the dead node.
+func TestRoster_DeadAfter(t *testing.T) {
+	t.Parallel()
+	const deadAfter = 12 * time.Second
+	for _, leads := range []bool{false, true} {
+		t.Run(map[bool]string{false: "follower", true: "leader"}[leads], func(t *testing.T) {
+			t.Parallel()
+			c := nodetest.Start(t, 3, nodetest.WithConfig(func(_ int, cfg *node.Config) {
+				cfg.Limits.DeadAfter, cfg.Limits.Lease = node.Duration(deadAfter), node.Duration(3*time.Second)
+			}))
+			gone := c.Leader()
+			if !leads {
+				gone = c.Followers()[0]
+			}
+			id, other := c.Members[gone].Node.ID(), c.Members[(gone+1)%3].Node
+			died := time.Now()
+			c.Stop(gone)
+			nodetest.WaitFor(t, "the dead node out of the roster", func() error {
+				rosters := other.Rosters().Rosters
+				last := rosters[len(rosters)-1]
+				if slices.Contains(last.Nodes, id) {
+					return errors.New("still in it")
+				}
+				if from := time.UnixMilli(last.From).Sub(died); from > deadAfter || from < 3*time.Second {
+					t.Errorf("windows that begin %v after the death are the first without it, want %v at most", from, deadAfter)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // A clock an hour ahead must not get into the log: the horizon never falls, and would freeze the roster for an hour.
 func TestClock_OneNodeAhead(t *testing.T) {
 	t.Parallel()

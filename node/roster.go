@@ -69,7 +69,6 @@ func (o *office) serve(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("first barrier: %w", err)
 	}
-	since := time.Now()
 	maintained := make(chan struct{})
 	go func() {
 		defer close(maintained)
@@ -85,7 +84,7 @@ func (o *office) serve(ctx context.Context) error {
 		if !o.k.leads() {
 			return nil
 		}
-		if err := o.timed(ctx, func(ctx context.Context) error { return o.round(ctx, since) }); err != nil {
+		if err := o.timed(ctx, func(ctx context.Context) error { return o.round(ctx) }); err != nil {
 			return err
 		}
 		select {
@@ -125,7 +124,7 @@ func (o *office) keepUp(ctx context.Context) {
 }
 
 // round does what is due now.
-func (o *office) round(ctx context.Context, since time.Time) error {
+func (o *office) round(ctx context.Context) error {
 	if skew, peers := o.clocks.skew(); peers > 0 && skew.Abs() > o.maxSkew {
 		// The horizon never falls: one leader with a clock in the future would freeze the roster for as long.
 		if time.Since(o.abdicated) >= abdicateInterval {
@@ -142,7 +141,7 @@ func (o *office) round(ctx context.Context, since time.Time) error {
 	if err := o.keepNodes(ctx, servers); err != nil {
 		return err
 	}
-	if err := o.keepRoster(ctx, servers, since); err != nil {
+	if err := o.keepRoster(ctx, servers); err != nil {
 		return err
 	}
 	until := o.now().Add(o.lease).UnixMilli()
@@ -182,14 +181,14 @@ func (o *office) keepNodes(ctx context.Context, servers []member) error {
 
 // keepRoster commits a new roster where the list of nodes that should hold shares has changed. The first one holds all
 // members, whether they are seen already or not, and comes before the first horizon: so it governs the very first window
-// on every node. since is when this term began.
-func (o *office) keepRoster(ctx context.Context, servers []member, since time.Time) error {
+// on every node.
+func (o *office) keepRoster(ctx context.Context, servers []member) error {
 	var previous state.Roster
 	limits := o.k.fsm.Limiter()
 	if l := len(limits.Rosters); l > 0 {
 		previous = limits.Rosters[l-1]
 	}
-	next := o.wanted(servers, previous, since)
+	next := o.wanted(servers, previous)
 	// A node that left for good has an heir.
 	next = slices.DeleteFunc(next, func(id string) bool {
 		return slices.ContainsFunc(limits.Leaves, func(l state.LeaveInfo) bool { return l.Leaver == id })
@@ -211,15 +210,24 @@ func (o *office) keepRoster(ctx context.Context, servers []member, since time.Ti
 	return nil
 }
 
+// minSilence is how long a node is silent at least before it leaves the roster, whatever dead_after says.
+const minSilence = 2 * time.Second
+
+// patience is the silence after which a node leaves the roster, so that the first window that begins deadAfter after
+// its death is shared out without it: a new roster governs from the horizon on, which lies a lease ahead.
+func (o *office) patience() time.Duration {
+	return max(o.deadAfter-o.lease-horizonInterval, minSilence)
+}
+
 // wanted is the sorted list of the nodes that should hold shares: members in the roster stay until neither gossip nor
-// Raft has heard of them for deadAfter; others come in when both do.
-func (o *office) wanted(servers []member, previous state.Roster, since time.Time) []string {
+// Raft hears of them and they have been silent for too long; others come in when both do.
+func (o *office) wanted(servers []member, previous state.Roster) []string {
 	var next []string
 	for _, m := range servers {
 		switch {
 		case previous.Index == 0, m.ID == o.self:
 		case slices.Contains(previous.Nodes, m.ID):
-			if o.silence(m.ID, since) >= o.deadAfter {
+			if o.silence(m.ID) >= o.patience() {
 				continue
 			}
 		default:
@@ -233,21 +241,15 @@ func (o *office) wanted(servers []member, previous state.Roster, since time.Time
 	return next
 }
 
-// silence is how long nothing was heard of a node, by gossip or by Raft; since is when this node began to listen.
-func (o *office) silence(id string, since time.Time) time.Duration {
+// silence is how long nothing was heard of a node that neither gossip nor Raft hears: since Raft's last contact, as gossip
+// takes some seconds to make up its mind.
+func (o *office) silence(id string) time.Duration {
 	lost, silent := o.k.silentSince(id)
 	if !silent {
 		return 0
 	}
-	gone, dead := o.gossip.deadSince(id)
-	if !dead {
+	if o.gossip.isAlive(id) {
 		return 0
 	}
-	if gone.Before(since) {
-		gone = since
-	}
-	if gone.Before(lost) {
-		gone = lost
-	}
-	return time.Since(gone)
+	return time.Since(lost)
 }
