@@ -23,7 +23,7 @@ const (
 	// Events of a node in a minute, of each kind, beside the sums: those that concern an organization have a part of their
 	// own, which noise without any cannot use up, and no kind uses up another's.
 	incidentsKnown   = 24
-	incidentsUnknown = 8
+	incidentsUnknown = 16
 	incidentsHeld    = 16 // sources in a shard, of each kind with an organization and without; what comes from more at once is only counted
 	incidentShards   = 16
 	incidentBatch    = 32 // events in a proposal

@@ -211,7 +211,7 @@ func TestIncidents_AFloodIsBounded(t *testing.T) {
 	e.want(e.do("GET", "/api/v1/auth/verify", "", "X-API-Key", k["key"].(string), "X-Forwarded-For", "192.0.2.1"), 401, "")
 	eventually(t, "the organization's event", func() bool { return len(e.events(p.token, "?event=credential.failed")) == 1 })
 	e.srv.FlushIncidents(t.Context())
-	if got := len(e.incidents("credential.failed")); got > 8+1 {
+	if got := len(e.incidents("credential.failed")); got > 16+1 {
 		t.Errorf("%d events in the first minute", got)
 	}
 	if got := e.cluster.Index() - before; got > 70 {
@@ -225,7 +225,7 @@ func TestIncidents_AFloodIsBounded(t *testing.T) {
 	if got := attempts(list); got != sources*each+1 {
 		t.Errorf("%d attempts counted, want %d", got, sources*each+1)
 	}
-	if got := len(list); got > 2*8+1+2 {
+	if got := len(list); got > 2*16+1+2 {
 		t.Errorf("%d events in three minutes", got)
 	}
 	if !slices.ContainsFunc(list, func(ev state.AuditEvent) bool { return detail(ev, "reason") == "others" && ev.OrganizationID == "" }) {
@@ -236,8 +236,8 @@ func TestIncidents_AFloodIsBounded(t *testing.T) {
 		send(i)
 	}
 	e.srv.FlushIncidents(t.Context())
-	if got := len(e.incidents("credential.failed")) - len(list); got != 8 {
-		t.Errorf("%d events in another minute, want 8", got)
+	if got := len(e.incidents("credential.failed")) - len(list); got != 16 {
+		t.Errorf("%d events in another minute, want 16", got)
 	}
 }
 
