@@ -194,11 +194,7 @@ func (k *consensus) watch() {
 			case raft.FailedHeartbeatObservation:
 				k.contactMu.Lock()
 				if _, known := k.contactLost[string(data.PeerID)]; !known {
-					since := data.LastContact
-					// Before this leadership nobody listened for that peer here, but for the leader of before.
-					if heard := k.heardBefore(string(data.PeerID)); since.Before(heard) {
-						since = heard
-					}
+					since := k.lastHeard(string(data.PeerID), data.LastContact)
 					k.contactLost[string(data.PeerID)] = since
 				}
 				k.contactMu.Unlock()
@@ -215,12 +211,23 @@ func (k *consensus) watch() {
 	}
 }
 
-// heardBefore is until when a peer was surely listened to before it was asked for as the leader. contactMu is held.
-func (k *consensus) heardBefore(peer string) time.Time {
+// neverAnswered is how long after this node became the leader a peer's last contact, as Raft tells it, can still be the
+// moment at which Raft began to ask it, which it takes for a contact.
+const neverAnswered = 100 * time.Millisecond
+
+// lastHeard is when a peer that does not answer was last heard of. Nobody listened for a peer here before this leadership,
+// but for the leader of before: where that never answered since, its last heartbeat counts. contactMu is held.
+func (k *consensus) lastHeard(peer string, contact time.Time) time.Time {
+	if contact.After(k.becameLeader.Add(neverAnswered)) {
+		return contact
+	}
 	if peer == k.predecessor && !k.predecessorHeard.IsZero() && k.predecessorHeard.Before(k.becameLeader) {
 		return k.predecessorHeard
 	}
-	return k.becameLeader
+	if contact.Before(k.becameLeader) {
+		return k.becameLeader
+	}
+	return contact
 }
 
 // noteLeader re-reads who leads and tells who waits for a change.

@@ -499,7 +499,7 @@ func TestRoster_SilentNodeLosesItsShareAndGetsItBack(t *testing.T) {
 // shared out without the dead node.
 func TestRoster_DeadAfter(t *testing.T) {
 	t.Parallel()
-	const deadAfter = 12 * time.Second
+	const deadAfter = 15 * time.Second
 	for _, leads := range []bool{false, true} {
 		t.Run(map[bool]string{false: "follower", true: "leader"}[leads], func(t *testing.T) {
 			t.Parallel()
