@@ -19,8 +19,6 @@ const (
 )
 
 const (
-	// maxWait is how long a request waits for shares at most.
-	maxWait = 20 * time.Millisecond
 	// markLead is how far ahead of the clock the mark is set, markEvery how often.
 	markLead  = 5 * time.Second
 	markEvery = 2 * time.Second
@@ -86,7 +84,8 @@ type Limiter struct {
 	done     sync.WaitGroup
 	closeErr error
 
-	waits, timeouts                atomic.Uint64
+	waits, timeouts, waitsSkipped  atomic.Uint64
+	lateness                       lateness
 	waitTimes                      waitTimes
 	gossipBytes, gossipPackets     atomic.Uint64
 	transferBytes, transferPackets atomic.Uint64
@@ -343,25 +342,13 @@ func (l *Limiter) instant() instant {
 	return instant{ms: now.UnixMilli(), mono: mono}
 }
 
-// waitSlot is a waiter with what the shell needs to wait.
-type waitSlot struct {
-	waiter
-	timer *time.Timer
-}
-
-func stoppedTimer() *time.Timer {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return t
-}
-
 // Bucket names the bucket of a subject under a policy. It does not depend on the limit, nor on resets: the name may be kept.
 func (l *Limiter) Bucket(policy string, rule Rule, subject []byte) BucketID {
 	return bucketID(&l.cfg.BucketKey, policy, rule, subject)
 }
 
-// Take charges every charge or none and fills verdicts, which must be as long as charges. It waits at most 20 ms, and
-// only where shares that other nodes are believed to hold would let the request pass. It returns the worst outcome:
+// Take charges every charge or none and fills verdicts, which must be as long as charges. It waits for 12 ms at
+// most, and only where shares that other nodes are believed to hold would let the request pass. It returns the worst outcome:
 // Undecided over Refused over Admitted. It notes in charges what Refund needs.
 func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {
 	if len(charges) == 0 {
@@ -399,43 +386,6 @@ func (l *Limiter) TryTake(charges []Charge, verdicts []Verdict) (outcome Outcome
 	outcome, wouldWait = l.ledger.take(t, charges, verdicts, &probe, &out)
 	l.flush(&out)
 	return outcome, wouldWait
-}
-
-// wait looks again whenever something came in, and every few milliseconds for what was lost, until the time is up.
-func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
-	l.waits.Add(1)
-	began := time.Now()
-	outcome, pending := Refused, true
-	for pending {
-		left := maxWait - time.Since(began)
-		if left > 0 {
-			slot.timer.Reset(min(left, time.Duration(askAgainNanos)))
-			select {
-			case <-slot.ch:
-				slot.timer.Stop()
-			case <-slot.timer.C:
-			}
-		}
-		l.ledger.leave(&slot.waiter, charges)
-		select { // it may have been woken while the timer went off
-		case <-slot.ch:
-		default:
-		}
-		now := l.instant()
-		w := &slot.waiter
-		if left <= 0 {
-			w = nil
-			l.timeouts.Add(1)
-		}
-		var out outbox
-		outcome, pending = l.ledger.take(now, charges, verdicts, w, &out)
-		l.flush(&out)
-	}
-	for i := range verdicts {
-		verdicts[i].Waited = true
-	}
-	l.waitTimes.observe(time.Since(began))
-	return outcome
 }
 
 func (l *Limiter) wakeMark() {

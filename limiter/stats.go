@@ -10,6 +10,7 @@ import (
 type Stats struct {
 	Admitted, Refused, Undecided uint64                      // charges decided
 	Waits, WaitTimeouts          uint64                      // requests that waited for shares; of these, to the end of the time allowed
+	WaitsSkipped                 uint64                      // requests decided at once instead, as the processor is too busy to wake them in time
 	WaitTimes                    [len(WaitBounds) + 1]uint64 // of these, how many waited up to each of WaitBounds, and longer
 	WaitTime                     time.Duration               // of all together
 	Asks                         uint64                      // sent
@@ -102,7 +103,7 @@ func (r *recent) since(a *AuditStats) {
 func (l *Limiter) Stats() Stats {
 	led := l.ledger
 	s := Stats{
-		Waits: l.waits.Load(), WaitTimeouts: l.timeouts.Load(), PacketsReceived: l.packetsIn.Load(),
+		Waits: l.waits.Load(), WaitTimeouts: l.timeouts.Load(), WaitsSkipped: l.waitsSkipped.Load(), PacketsReceived: l.packetsIn.Load(),
 		WaitTime:      time.Duration(l.waitTimes.nanos.Load()),
 		BytesReceived: l.bytesIn.Load(), PacketsRefused: led.refused.Load(), PacketsForeign: led.foreign.Load(),
 		GossipPackets: l.gossipPackets.Load(), GossipBytes: l.gossipBytes.Load(),

@@ -254,6 +254,7 @@ var metrics = []metric{
 		out.add("_sum", "", s.stats.WaitTime.Seconds())
 		out.add("_count", "", float64(sum))
 	}},
+	{"sluice_limit_waits_skipped_total", kindCounter, "Requests decided at once instead of waiting, as the processor is too busy to wake them in time.", ofLimiter(func(s *limiter.Stats) uint64 { return s.WaitsSkipped })},
 	{"sluice_limit_wait_timeouts_total", kindCounter, "Requests that waited as long as they may, in vain.", ofLimiter(func(s *limiter.Stats) uint64 { return s.WaitTimeouts })},
 
 	{"sluice_limit_asks_sent_total", kindCounter, "Asks for shares sent to other nodes.", ofLimiter(func(s *limiter.Stats) uint64 { return s.Asks })},
