@@ -76,6 +76,8 @@ var proxyKinds = []proxyKind{
 	{name: "nginx", start: startAuthNginx, program: "nginx"},
 	{name: "HAProxy", start: startAuthHAProxy, program: "haproxy"},
 	{name: "Caddy", start: startAuthCaddy, program: "caddy", silent: true},
+	{name: "Traefik", start: startAuthTraefik, silent: true},
+	{name: "Envoy", start: startAuthEnvoy},
 }
 
 // TestForwardAuth puts each kind of proxy between clients and an application, with the configuration in deploy/forward-auth.
@@ -487,7 +489,8 @@ func deadNode(t *testing.T, p *protected) {
 		err    error
 	}
 	type flood struct {
-		kind     proxyKind
+		front    *front
+		spent    apiKey // a limit of one
 		mu       sync.Mutex
 		outcomes []outcome
 	}
@@ -499,9 +502,10 @@ func deadNode(t *testing.T, p *protected) {
 			continue // which the other tests tell
 		}
 		url := kind.start(t, p, false)
-		f := &flood{kind: kind}
+		f := &flood{front: &front{protected: p, kind: kind, url: url, client: fmt.Sprintf("127.0.6.%d", i+1)}, spent: p.limitedKey(t, 1)}
 		floods = append(floods, f)
-		client := clientAt(fmt.Sprintf("127.0.6.%d", i+1))
+		f.front.want(t, request{method: "GET", path: "/app", key: f.spent.secret}, 200)
+		client := clientAt(f.front.client)
 		for range 3 {
 			group.Go(func() {
 				for {
@@ -549,15 +553,22 @@ func deadNode(t *testing.T, p *protected) {
 				}
 			case o.at.Before(killed.Add(-time.Second)), o.at.After(killed.Add(notice)):
 				late++
-				t.Logf("%s: %d, %v at %v", f.kind.name, o.status, o.err, o.at.Sub(killed))
+				t.Logf("%s: %d, %v at %v", f.front.kind.name, o.status, o.err, o.at.Sub(killed))
 			default:
 				early++
 				last = o.at.Sub(killed)
 			}
 		}
-		t.Logf("%s: %d requests, %d served after the death; %d failed while the proxy noticed, the last at %v", f.kind.name, len(f.outcomes), served, early, last.Round(time.Millisecond))
+		t.Logf("%s: %d requests, %d served after the death; %d failed while the proxy noticed, the last at %v", f.front.kind.name, len(f.outcomes), served, early, last.Round(time.Millisecond))
 		if late > 0 || served < 100 || early > len(f.outcomes)/20 {
-			t.Errorf("%s: %d failed outside of the %v in which the proxy may notice, %d within, %d were served", f.kind.name, late, notice, early, served)
+			t.Errorf("%s: %d failed outside of the %v in which the proxy may notice, %d within, %d were served", f.front.kind.name, late, notice, early, served)
+		}
+	}
+	// A 429 is one also where the node that was asked first is the dead one.
+	for _, f := range floods {
+		for range 12 {
+			res, _ := f.front.want(t, request{method: "GET", path: "/app", key: f.spent.secret}, 429)
+			f.front.problem(t, res, "rate_limit_exceeded")
 		}
 	}
 	if problems := p.app.complaints(); len(problems) > 0 {
