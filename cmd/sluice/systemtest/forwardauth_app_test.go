@@ -110,7 +110,7 @@ func misuse(r *http.Request) string {
 		if method == "api_key" && r.Method != "GET" && r.Method != "HEAD" && !strings.Contains(r.Header.Get("X-Auth-Scopes"), "triggers:*") {
 			return fmt.Sprintf("a %s by a key with %q", r.Method, r.Header.Get("X-Auth-Scopes"))
 		}
-	case strings.HasPrefix(path, "/open") || strings.HasPrefix(path, "/tight"):
+	case strings.HasPrefix(path, "/open") || strings.HasPrefix(path, "/tight") || strings.HasPrefix(path, "/api/v1/auth"):
 		if method == "" {
 			return "no X-Auth-Method"
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sluice/authapi/authtest"
 )
 
 // protected is a cluster whose routes are rules for checks alone, and the application that a proxy guards with them.
@@ -29,6 +32,7 @@ var protectedRoutes = []string{
 	`SLUICE_ROUTES=[
 	  { name = "open", path = "/open", rules = [{ methods = ["*"], anonymous = true }] },
 	  { name = "tight", path = "/tight", rules = [{ methods = ["*"], anonymous = true }] },
+	  { name = "corpus", path = "/api/v1/auth", rules = [{ methods = ["*"], anonymous = true }] },
 	  { name = "app", path = "/app", rules = [{ methods = ["GET"], scopes = ["triggers:read"] }, { methods = ["*"], scopes = ["triggers:write"] }] },
 	  { name = "private", host = "private.example", path = "/", rules = [{ methods = ["*"], scopes = ["events:read"] }] },
 	]`,
@@ -91,6 +95,9 @@ func TestForwardAuth(t *testing.T) {
 			t.Run("spoofing", f.spoofing)
 			t.Run("addresses", f.addresses)
 			t.Run("dodges", f.dodges)
+			if kind.program != "" { // a stand-in has another's HTTP
+				t.Run("smuggling", f.smuggling)
+			}
 			t.Run("ten thousand", f.tenThousand)
 			for _, problem := range p.app.complaints() {
 				t.Errorf("the application got what it never may: %s", problem)
@@ -409,6 +416,56 @@ func (f *front) dodges(t *testing.T) {
 		}
 	}
 	f.app.many()
+}
+
+// smuggling sends the corpus of requests that servers read in different ways: none of them gets a request to the application that the check
+// has not seen, nor another client's answer, and none harms others' requests over the same connections.
+func (f *front) smuggling(t *testing.T) {
+	corpus, err := authtest.ReadSmuggling(filepath.Join("..", "..", "..", "authapi", "testdata", "smuggling", "corpus.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, done, canaries := make(chan struct{}), make(chan struct{}), 0
+	go func() {
+		defer close(done)
+		for {
+			canaries++
+			path := fmt.Sprintf("/open/canary-%d", canaries)
+			if res, s, reached := f.get(t, f.client, request{method: "GET", path: path}); !reached || s.uri != path || string(res.body) != "the application: "+path {
+				t.Errorf("a canary at %s got %v, and the application %+v", path, res, s)
+			}
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	}()
+	address := strings.TrimPrefix(f.url, "http://")
+	var all sync.WaitGroup
+	slots := make(chan struct{}, 52)
+	var passed atomic.Int64
+	for _, smuggled := range corpus {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			got, err := rawStatuses(address, smuggled.Raw)
+			if err != nil {
+				t.Errorf("%s: %v", smuggled.Name, err)
+			}
+			if !authtest.Refused(got) {
+				passed.Add(1)
+			}
+			// What stands behind a request or inside its body is for nobody, or for a client with a credential.
+			if n := len(strings.Fields(smuggled.Want)); len(strings.Fields(got)) > max(n, 2) {
+				t.Errorf("%s: %s, and %s alone", smuggled.Name, got, smuggled.Want)
+			}
+		})
+	}
+	all.Wait()
+	close(stop)
+	<-done
+	t.Logf("%d cases, of which %d passed; %d canaries meanwhile", len(corpus), passed.Load(), canaries)
 }
 
 // tenThousand sends that many, of which few may pass, and lets the application count them.
