@@ -84,7 +84,13 @@ type proxyConfig struct {
 // startProxy runs a load balancer with the example in deploy/ and waits until it passes requests to every node.
 func startProxy(t *testing.T, c *cluster, example string, command func(dir, config string) *exec.Cmd) string {
 	t.Helper()
-	url := runProxy(t, proxyConfig{example: example, nodes: c.urls}, command)
+	return startProxyWith(t, c, example, command)
+}
+
+// startProxyWith does so with more of the example replaced.
+func startProxyWith(t *testing.T, c *cluster, example string, command func(dir, config string) *exec.Cmd, replace ...string) string {
+	t.Helper()
+	url := runProxy(t, proxyConfig{example: example, nodes: c.urls, replace: replace}, command)
 	served := make(map[string]bool)
 	eventually(t, readyWithin, example+" passes requests to every node", func() error {
 		res, err := send(url, request{path: "/readyz"})
