@@ -75,6 +75,7 @@ func needProgram(t *testing.T, name string) string {
 // proxyConfig is an example of deploy/ made to fit: its addresses are replaced by those of a cluster.
 type proxyConfig struct {
 	example string
+	text    string   // in the place of what the example holds, unless ""
 	nodes   []string // URLs, for 127.0.0.1:8080 and those that follow
 	replace []string // pairs: what stands there, and what takes its place
 	beside  []string // files that have to lie beside it
@@ -127,9 +128,11 @@ func runProxy(t *testing.T, c proxyConfig, command func(dir, config string) *exe
 		replacements = append(replacements, address(8080+i), strings.TrimPrefix(url, "http://"))
 	}
 	for _, name := range append([]string{c.example}, c.beside...) {
-		text, err := os.ReadFile(filepath.Join("..", "..", "..", "deploy", name))
-		if err != nil {
-			t.Fatal(err)
+		text := []byte(c.text)
+		if c.text == "" {
+			if text, err = os.ReadFile(filepath.Join("..", "..", "..", "deploy", name)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		text = []byte(strings.NewReplacer(replacements...).Replace(string(text)))
 		if err := os.WriteFile(filepath.Join(dir, filepath.Base(name)), text, 0o600); err != nil {
