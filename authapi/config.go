@@ -30,6 +30,9 @@ type Config struct {
 	// others never do.
 	ProxyProtocol bool
 
+	// Identity names the headers that tell applications who asks.
+	Identity IdentityHeaders
+
 	CORS   CORSConfig
 	Auth   AuthConfig
 	OAuth  OAuthConfig

@@ -109,7 +109,7 @@ func (c *call) copyRequest(req *fasthttp.Request, r *configured) {
 	in := &c.ctx.Request
 	named := connectionNames(&in.Header)
 	for key, value := range in.Header.All() {
-		if !hopHeader(key, named) && !ownHeader(key) {
+		if !hopHeader(key, named) && !c.srv.claims(key) {
 			req.Header.AddBytesKV(key, value)
 		}
 	}
@@ -228,7 +228,7 @@ func ownHeader(key []byte) bool {
 		}
 		switch string(buf[:len(key)]) {
 		case "authorization", "x-api-key", "x-request-id", "forwarded", "x-real-ip", "x-original-url", "x-original-method",
-			"remote-user", "remote-groups", "remote-name", "remote-email":
+			"remote-user", "remote-groups", "remote-name", "remote-email", "remote-method", "remote-key", "remote-scopes":
 			return true
 		}
 	}

@@ -38,6 +38,7 @@ type Server struct {
 	credentials *credentialCache
 	router      *node
 	matcher     *matcher
+	identity    identityNames
 	admission   *admission
 	malformed   malformed
 	http        *fasthttp.Server
@@ -65,12 +66,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
+	identity, err := newIdentityNames(cfg.Identity)
+	if err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
+	}
 	s := &Server{
 		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
 		handlerTimeout: handlerTimeout,
 		policies:       p,
 		credentials:    newCredentialCache(cacheSets),
 		matcher:        m,
+		identity:       identity,
 		origin:         originOf(cfg.PublicURL),
 		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
 	}

@@ -176,18 +176,6 @@ func problemScope(scope []byte) *Problem {
 	return errScope("*")
 }
 
-// The identity headers, in the spelling that upstreams see.
-var (
-	headerAuthMethod       = []byte("X-Auth-Method")
-	headerAuthUser         = []byte("X-Auth-User")
-	headerAuthOrganization = []byte("X-Auth-Organization")
-	headerAuthKey          = []byte("X-Auth-Key")
-	headerAuthScopes       = []byte("X-Auth-Scopes")
-)
-
-// headerSetter is what request and response headers have in common here.
-type headerSetter interface{ SetCanonical(key, value []byte) }
-
 // handleVerify answers a check that passed.
 func handleVerify(c *call) error {
 	h := &c.ctx.Response.Header
@@ -196,23 +184,4 @@ func handleVerify(c *call) error {
 	h.SetCanonical(headerCacheControl, valueNoStore)
 	c.setIdentity(h)
 	return nil
-}
-
-// setIdentity sets the identity headers, each always, empty where there is nothing to say.
-func (c *call) setIdentity(h headerSetter) {
-	p := c.principal
-	b := append(c.scratch[:0], p.Method...)
-	h.SetCanonical(headerAuthMethod, b)
-	b = append(b[:0], p.UserID...)
-	h.SetCanonical(headerAuthUser, b)
-	b = append(b[:0], p.OrganizationID...)
-	h.SetCanonical(headerAuthOrganization, b)
-	b = append(b[:0], p.KeyID...)
-	h.SetCanonical(headerAuthKey, b)
-	c.scratch = b[:0]
-	if c.entry == nil {
-		h.SetCanonical(headerAuthScopes, nil)
-		return
-	}
-	h.SetCanonical(headerAuthScopes, c.entry.scopes)
 }

@@ -54,6 +54,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 		TrustedProxies: proxies,
 		Forwarded:      c.ForwardedHeader == "forwarded",
 		ProxyProtocol:  c.HTTP.ProxyProtocol,
+		Identity:       c.IdentityHeaders.names(),
 		CORS:           authapi.CORSConfig{Origins: slices.Clone(c.CORS.Origins), MaxAge: time.Duration(c.CORS.MaxAge)},
 		Auth: authapi.AuthConfig{
 			TokenTTL:          time.Duration(c.Auth.TokenTTL),

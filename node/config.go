@@ -1,6 +1,11 @@
 package node
 
-import "time"
+import (
+	"cmp"
+	"time"
+
+	"sluice/authapi"
+)
 
 // Config is one node's configuration file (TOML), the environment's overrides applied. Every field has a line in
 // cluster.example.toml.
@@ -34,8 +39,28 @@ type Config struct {
 	Plans   map[string]RuleConfig `toml:"plans"`
 	Scopes  ScopesConfig          `toml:"scopes"`
 	Routes  []RouteConfig         `toml:"routes"`
+	// IdentityHeaders name what tells applications who asks.
+	IdentityHeaders IdentityHeadersConfig `toml:"identity_headers"`
 
 	origins *origins // nil where the Config was not loaded
+}
+
+// IdentityHeadersConfig names the identity headers of the forward-auth check and of gateway routes: a preset's, but for those that are set.
+type IdentityHeadersConfig struct {
+	Preset       string `toml:"preset"` // "x-auth" (default), "x-auth-request" or "remote"
+	Method       string `toml:"method"`
+	User         string `toml:"user"`
+	Organization string `toml:"organization"`
+	Key          string `toml:"key"`
+	Scopes       string `toml:"scopes"`
+}
+
+// names are those in effect. The preset is a valid one.
+func (c IdentityHeadersConfig) names() authapi.IdentityHeaders {
+	h, _ := authapi.IdentityPreset(c.Preset)
+	h.Method, h.User = cmp.Or(c.Method, h.Method), cmp.Or(c.User, h.User)
+	h.Organization, h.Key, h.Scopes = cmp.Or(c.Organization, h.Organization), cmp.Or(c.Key, h.Key), cmp.Or(c.Scopes, h.Scopes)
+	return h
 }
 
 // Duration is a time.Duration written as "1s" or "15m".

@@ -19,6 +19,7 @@ func DefaultConfig() Config {
 		RoutesDefault:  "deny",
 
 		ForwardedHeader: "x-forwarded-for",
+		IdentityHeaders: IdentityHeadersConfig{Preset: "x-auth"},
 		InitialMembers:  []string{},
 		Join:            []string{},
 		HTTP: HTTPConfig{

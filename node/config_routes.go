@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sluice/authapi"
 )
 
 // ownPaths belong to the API itself, which comes before the routes: a gateway route there would never be reached.
@@ -18,6 +20,26 @@ var ownPaths = []string{
 func below(p, prefix string) bool {
 	rest, ok := strings.CutPrefix(p, prefix)
 	return ok && (rest == "" || rest[0] == '/' || strings.HasSuffix(prefix, "/"))
+}
+
+// identityHeaders looks at the names in effect: two of them may be alike by one setting and one of the preset.
+func (v *validator) identityHeaders() {
+	c := v.c.IdentityHeaders
+	v.oneOf("identity_headers.preset", c.Preset, "x-auth", "x-auth-request", "remote")
+	if _, ok := authapi.IdentityPreset(c.Preset); !ok {
+		return
+	}
+	h := c.names()
+	seen := make(map[string]string)
+	for _, name := range []struct{ key, value string }{{"method", h.Method}, {"user", h.User}, {"organization", h.Organization}, {"key", h.Key}, {"scopes", h.Scopes}} {
+		key, lower := "identity_headers."+name.key, strings.ToLower(name.value)
+		if problem := authapi.IdentityHeaderProblem(name.value); problem != "" {
+			v.fail(key, "%s, not %s", problem, quote(name.value))
+		} else if first, twice := seen[lower]; twice {
+			v.fail(key, "%s is the name of %s as well", name.value, v.also(first))
+		}
+		seen[lower] = key
+	}
 }
 
 const (

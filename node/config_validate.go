@@ -34,6 +34,7 @@ func (c *Config) mistakes() []Mistake {
 	v.auth()
 	v.oauth()
 	v.scopes()
+	v.identityHeaders()
 	for i := range c.Routes {
 		v.route(i)
 	}
