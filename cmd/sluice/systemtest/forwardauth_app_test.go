@@ -117,7 +117,7 @@ func misuse(r *http.Request) string {
 	default:
 		return "no route has this path"
 	}
-	if host, _, _ := strings.Cut(r.Host, ":"); host == "private.example" && !strings.Contains(" "+r.Header.Get("X-Auth-Scopes")+" ", " events:read ") {
+	if host, _, _ := strings.Cut(strings.ToLower(r.Host), ":"); strings.TrimSuffix(host, ".") == "private.example" && !strings.Contains(" "+r.Header.Get("X-Auth-Scopes")+" ", " events:read ") {
 		return "the host needs events:read"
 	}
 	return ""

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -104,7 +103,7 @@ func TestForwardAuth(t *testing.T) {
 			}
 		})
 	}
-	t.Run("dead node", func(t *testing.T) { deadNode(t, p) })
+	t.Run("lost nodes", func(t *testing.T) { lostNodes(t, p) })
 }
 
 // front is a proxy under test.
@@ -530,107 +529,4 @@ func (f *front) tenThousand(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests in %v, %v reached the application; %d had another status than expected", all, time.Since(begun).Round(time.Millisecond), reached, strange.Load())
-}
-
-// deadNode kills a node while clients go on through all kinds of proxies at once. None of them may see an error that begins after its
-// proxy had the time to notice.
-func deadNode(t *testing.T, p *protected) {
-	const (
-		before, after = time.Second, 5 * time.Second
-		// notice: nginx by the first check that fails, the others by /readyz, twice a second and with a second to answer.
-		notice = 2 * time.Second
-	)
-	type outcome struct {
-		at     time.Time
-		status int
-		err    error
-	}
-	type flood struct {
-		front    *front
-		spent    apiKey // a limit of one
-		mu       sync.Mutex
-		outcomes []outcome
-	}
-	var floods []*flood
-	var group sync.WaitGroup
-	stop := make(chan struct{})
-	for i, kind := range proxyKinds {
-		if kind.program != "" && findProgram(kind.program) == "" {
-			continue // which the other tests tell
-		}
-		url := kind.start(t, p, false)
-		f := &flood{front: &front{protected: p, kind: kind, url: url, client: fmt.Sprintf("127.0.6.%d", i+1)}, spent: p.limitedKey(t, 1)}
-		floods = append(floods, f)
-		f.front.want(t, request{method: "GET", path: "/app", key: f.spent.secret}, 200)
-		client := clientAt(f.front.client)
-		for range 3 {
-			group.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					o := outcome{at: time.Now()}
-					req, err := http.NewRequest("GET", url+"/app", http.NoBody)
-					if err == nil {
-						req.Header.Set("X-API-Key", p.reader.secret)
-						req.Header.Set("X-Test-Id", "dead/"+kind.name)
-						var res *http.Response
-						if res, err = client.Do(req); err == nil {
-							_, err = io.Copy(io.Discard, res.Body)
-							res.Body.Close()
-							o.status = res.StatusCode
-						}
-					}
-					o.err = err
-					f.mu.Lock()
-					f.outcomes = append(f.outcomes, o)
-					f.mu.Unlock()
-				}
-			})
-		}
-	}
-	<-time.After(before)
-	killed := time.Now()
-	if err := syscall.Kill(p.cluster.pid(t, 2), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	<-time.After(after)
-	close(stop)
-	group.Wait()
-	for _, f := range floods {
-		var early, late, served int
-		var last time.Duration
-		for _, o := range f.outcomes {
-			switch {
-			case o.status == http.StatusOK && o.err == nil:
-				if o.at.After(killed) {
-					served++
-				}
-			case o.at.Before(killed.Add(-time.Second)), o.at.After(killed.Add(notice)):
-				late++
-				t.Logf("%s: %d, %v at %v", f.front.kind.name, o.status, o.err, o.at.Sub(killed))
-			default:
-				early++
-				last = o.at.Sub(killed)
-			}
-		}
-		t.Logf("%s: %d requests, %d served after the death; %d failed while the proxy noticed, the last at %v", f.front.kind.name, len(f.outcomes), served, early, last.Round(time.Millisecond))
-		if late > 0 || served < 100 || early > len(f.outcomes)/20 {
-			t.Errorf("%s: %d failed outside of the %v in which the proxy may notice, %d within, %d were served", f.front.kind.name, late, notice, early, served)
-		}
-	}
-	// A 429 is one also where the node that was asked first is the dead one.
-	for _, f := range floods {
-		for range 12 {
-			res, _ := f.front.want(t, request{method: "GET", path: "/app", key: f.spent.secret}, 429)
-			f.front.problem(t, res, "rate_limit_exceeded")
-		}
-	}
-	if problems := p.app.complaints(); len(problems) > 0 {
-		t.Errorf("the application got what it never may: %q", problems)
-	}
-	p.cluster.startNode(t, 2)
-	p.cluster.waitReadyz(t, 2, 3*readyWithin)
 }
