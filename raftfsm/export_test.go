@@ -1,6 +1,9 @@
 package raftfsm
 
 import (
+	"testing"
+	"time"
+
 	"github.com/dgraph-io/badger/v4"
 )
 
@@ -27,8 +30,7 @@ func WithBoot(c Config, fn func() string) Config {
 func (f *FSM) Abandon() {
 	h := f.current.Swap(nil)
 	h.release()
-	<-h.idle
-	h.db.Close()
+	h.close()
 	f.retired.Wait()
 }
 
@@ -43,4 +45,31 @@ func (f *FSM) Identities() (identities, listed int, err error) {
 		return nil
 	})
 	return identities, listed, err
+}
+
+// HashIndex is the index of the hashes of keys.
+type HashIndex struct{ x hashIndex }
+
+// NewHashIndex is a complete one of nothing.
+func NewHashIndex() *HashIndex {
+	h := new(HashIndex)
+	h.x.complete.Store(true)
+	return h
+}
+
+func (h *HashIndex) Add(hash, id []byte)                          { h.x.add(hash, id) }
+func (h *HashIndex) Remove(hash []byte)                           { h.x.remove(hash) }
+func (h *HashIndex) Find(hash []byte, n int) (id string, ok bool) { return h.x.find(hash, n) }
+
+// Unindex makes the state look hashes up in their records, as before the index is complete.
+func (f *FSM) Unindex() { f.current.Load().keys.complete.Store(false) }
+
+// AwaitIndex waits for the index to be complete.
+func (f *FSM) AwaitIndex(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !f.current.Load().keys.complete.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the hashes of keys are not indexed")
+		}
+	}
 }

@@ -48,14 +48,15 @@ func (f *FSM) apply(entries []*raft.Log, answers []any) error {
 		return err
 	}
 	defer h.release()
-	if err := f.applyTo(h.db, entries, answers); err != nil {
+	if err := f.applyTo(h, entries, answers); err != nil {
 		f.fail(fmt.Errorf("apply: %w", err))
 		return fmt.Errorf("%w: %w", ErrFailed, err)
 	}
 	return nil
 }
 
-func (f *FSM) applyTo(db *badger.DB, entries []*raft.Log, answers []any) error {
+func (f *FSM) applyTo(h *handle, entries []*raft.Log, answers []any) error {
+	db := h.db
 	// Half of what Badger allows, since its own count differs from ours by some bytes an entry.
 	maxSize, maxCount := int(db.MaxBatchSize()/2), int(db.MaxBatchCount()/2)
 	b := newBatch(db, f.at)
@@ -70,7 +71,7 @@ func (f *FSM) applyTo(db *badger.DB, entries []*raft.Log, answers []any) error {
 			return err
 		}
 		pending = false
-		return f.publish(db, b, last)
+		return f.publish(h, b, last)
 	}
 	for i, entry := range entries {
 		if entry.Index <= last.index {
@@ -117,10 +118,11 @@ func orFirst(err, other error) error {
 }
 
 // publish makes what was committed known, in the order that readers rely on: state (committed), epoch, applied index.
-func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
+func (f *FSM) publish(h *handle, b *batch, at applied) error {
 	f.at = at
+	h.committed(b.done)
 	if b.renamed {
-		txn := db.NewTransaction(false)
+		txn := h.db.NewTransaction(false)
 		resets, err := readResets(txn)
 		txn.Discard()
 		if err != nil {
@@ -130,7 +132,7 @@ func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
 	}
 	if b.announced {
 		limiter := new(state.LimiterState)
-		value, err := readOne(db, keyLimiter)
+		value, err := readOne(h.db, keyLimiter)
 		if err != nil {
 			return err
 		}
@@ -150,6 +152,23 @@ func (f *FSM) publish(db *badger.DB, b *batch, at applied) error {
 		f.announce()
 	}
 	return nil
+}
+
+// committed makes reads from now on see what was committed. The index goes first: who finds a key there that its
+// transaction does not know reads as if the key had not been made yet.
+func (h *handle) committed(changes map[string][]byte) {
+	for key, value := range changes {
+		switch {
+		case key[0] == prefixKeyUse:
+			h.touched.Store(true)
+		case key[0] != prefixKeyHash:
+		case value == nil:
+			h.keys.remove([]byte(key[1:]))
+		default:
+			h.keys.add([]byte(key[1:]), value)
+		}
+	}
+	h.readers.committed()
 }
 
 func readOne(db *badger.DB, key []byte) ([]byte, error) {

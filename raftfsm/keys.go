@@ -52,7 +52,7 @@ var (
 
 // key1 is prefix and id; nothing follows the id, so it may hold any byte.
 func key1(prefix byte, id string) []byte {
-	return append([]byte{prefix}, id...)
+	return append(append(make([]byte, 0, 1+len(id)), prefix), id...)
 }
 
 // key2 is prefix, a, 0, b; a must not hold a 0 byte.

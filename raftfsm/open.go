@@ -199,12 +199,20 @@ func (f *FSM) adopt(h *handle) error {
 				return err
 			}
 		}
-		resets, err = readResets(txn)
+		if resets, err = readResets(txn); err != nil {
+			return err
+		}
+		prefix := []byte{prefixKeyUse}
+		err = each(txn, prefix, prefix, func(string) (bool, error) {
+			h.touched.Store(true)
+			return false, nil
+		})
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	filling := h.db.NewTransaction(false) // before anything is committed that the index has to follow
 	f.at = at
 	f.requests = requestQueue{}
 	f.resets.Store(&resets)
@@ -216,15 +224,33 @@ func (f *FSM) adopt(h *handle) error {
 	f.epoch.Add(1)
 	f.index.Store(at.index)
 	f.waiting.wake(at.index)
+	if !h.retain() {
+		filling.Discard() // closed meanwhile
+		return nil
+	}
+	go f.indexHashes(h, filling)
 	return nil
+}
+
+// indexHashes fills the index of a database, as long as that is the one in use. It releases h, for which whoever closes the
+// database waits.
+func (f *FSM) indexHashes(h *handle, txn *badger.Txn) {
+	defer h.release()
+	defer txn.Discard()
+	n, err := h.keys.fill(txn, func() bool { return f.current.Load() == h })
+	switch {
+	case err != nil:
+		f.logger.Warn("hashes of keys not indexed, each is looked up in the database", "error", err)
+	case h.keys.complete.Load():
+		f.logger.Debug("hashes of keys indexed", "hashes", n)
+	}
 }
 
 // retire closes a replaced database and removes its directory once the last reader is done.
 func (f *FSM) retire(old *handle) {
 	old.release()
 	f.retired.Go(func() {
-		<-old.idle
-		if err := old.db.Close(); err != nil {
+		if err := old.close(); err != nil {
 			f.logger.Warn("close replaced database", "error", err)
 		}
 		if err := os.RemoveAll(old.dir); err != nil {
@@ -252,8 +278,7 @@ func (f *FSM) Close() error {
 		close(f.closed)
 		h := f.current.Swap(nil)
 		h.release()
-		<-h.idle
-		err := h.db.Close()
+		err := h.close()
 		f.retired.Wait()
 		if err == nil {
 			err = syncFiles(h.dir)

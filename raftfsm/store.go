@@ -31,12 +31,23 @@ type handle struct {
 	dir  string
 	refs atomic.Int64
 	idle chan struct{} // closed when refs has come to 0
+
+	readers readers
+	keys    *hashIndex  // follows the commits
+	touched atomic.Bool // there are, or were, records of prefixKeyUse, which only logs of before KeyUsage make
 }
 
 func newHandle(db *badger.DB, dir string) *handle {
-	h := &handle{db: db, dir: dir, idle: make(chan struct{})}
+	h := &handle{db: db, dir: dir, idle: make(chan struct{}), keys: new(hashIndex)}
 	h.refs.Store(1)
 	return h
+}
+
+// close closes the database; nobody retains it any more.
+func (h *handle) close() error {
+	<-h.idle
+	h.readers.clear()
+	return h.db.Close()
 }
 
 // retain reports false where the handle is past use.

@@ -25,31 +25,50 @@ func (v *View) Epoch() uint64 { return v.fsm.Epoch() }
 
 // read runs fn on one moment of the state.
 func (v *View) read(fn func(txn *badger.Txn) error) error {
+	return v.readMoment(func(_ *handle, txn *badger.Txn) error { return fn(txn) })
+}
+
+// readMoment is read, with the database that it reads.
+func (v *View) readMoment(fn func(h *handle, txn *badger.Txn) error) error {
 	h, err := v.fsm.acquire()
 	if err != nil {
 		return err
 	}
 	defer h.release()
-	txn := h.db.NewTransaction(false)
-	defer txn.Discard()
-	return fn(txn)
+	reader := h.readers.take(h.db)
+	defer h.readers.put(reader)
+	return fn(h, reader.txn)
 }
 
 // find decodes the record at key; nil where it is missing.
 func find[T any](txn *badger.Txn, key []byte) (*T, error) {
-	item, err := txn.Get(key)
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read state: %w", err)
-	}
 	entity := new(T)
-	// Decoding copies what it keeps, so the value need not be.
-	if err := item.Value(func(value []byte) error { return state.Unmarshal(value, entity) }); err != nil {
-		return nil, fmt.Errorf("decode state: record %q: %w", key[:1], err)
+	if found, err := findInto(txn, key, entity); err != nil || !found {
+		return nil, err
 	}
 	return entity, nil
+}
+
+// findInto decodes the record at key into entity, which is as it was where there is none.
+func findInto[T any](txn *badger.Txn, key []byte, entity *T) (found bool, err error) {
+	item, err := txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read state: %w", err)
+	}
+	// Decoding copies what it keeps, so the value need not be.
+	err = item.Value(func(value []byte) error {
+		if key, ok := any(entity).(*state.APIKey); ok {
+			return state.UnmarshalAPIKey(value, key)
+		}
+		return state.Unmarshal(value, entity)
+	})
+	if err != nil {
+		return false, fmt.Errorf("decode state: record %q: %w", key[:1], err)
+	}
+	return true, nil
 }
 
 // one reads a single record.
@@ -135,31 +154,55 @@ func (v *View) MembershipsOf(userID string) (members []state.Membership, err err
 // KeyByHash finds a key by the SHA-256 of its present or previous secret, revoked and expired ones too. LastUsedAt is not
 // filled in: nobody who holds a secret asks, and it would be half of the cost.
 func (v *View) KeyByHash(hash [32]byte) (key *state.APIKey, err error) {
-	err = v.read(func(txn *badger.Txn) error {
-		id, err := read(txn, key1(prefixKeyHash, string(hash[:])))
-		if err != nil || id == nil {
+	err = v.readMoment(func(h *handle, txn *badger.Txn) error {
+		found := new(state.APIKey)
+		if ok, err := keyByHash(h, txn, &hash, found); err != nil || !ok {
 			return err
 		}
-		found, err := find[state.APIKey](txn, key1(prefixKey, string(id)))
-		if err != nil || found == nil {
-			return err
-		}
-		// The record decides, not the index: a secret that is neither is dead, whatever still points to the key.
-		if bytes.Equal(found.Hash, hash[:]) || bytes.Equal(found.PreviousHash, hash[:]) {
-			key = found
-		}
+		key = found
 		return nil
 	})
 	return key, err
 }
 
+// keyByHash is View.KeyByHash. The record decides, not the index: a secret that is neither the present nor the previous one
+// is dead, whatever still points to the key.
+func keyByHash(h *handle, txn *badger.Txn, hash *[32]byte, key *state.APIKey) (found bool, err error) {
+	for n := 0; ; n++ {
+		id, ok, err := findHash(h, txn, hash, n)
+		if err != nil || !ok {
+			return false, err
+		}
+		found, err := findInto(txn, key1(prefixKey, id), key)
+		if err != nil {
+			return false, err
+		}
+		if found && (bytes.Equal(key.Hash, hash[:]) || bytes.Equal(key.PreviousHash, hash[:])) {
+			return true, nil
+		}
+	}
+}
+
+// findHash is the n-th of the ids of keys that a hash may belong to.
+func findHash(h *handle, txn *badger.Txn, hash *[32]byte, n int) (id string, ok bool, err error) {
+	if h.keys.complete.Load() {
+		id, ok = h.keys.find(hash[:], n)
+		return id, ok, nil
+	}
+	if n > 0 {
+		return "", false, nil
+	}
+	value, err := read(txn, key1(prefixKeyHash, string(hash[:])))
+	return string(value), value != nil, err
+}
+
 // findKey loads a key with its last use.
-func findKey(txn *badger.Txn, id string) (*state.APIKey, error) {
+func findKey(h *handle, txn *badger.Txn, id string) (*state.APIKey, error) {
 	key, err := find[state.APIKey](txn, key1(prefixKey, id))
 	if err != nil || key == nil {
 		return nil, err
 	}
-	usage, err := findUsage(txn, id)
+	usage, err := findUsage(h, txn, id)
 	if err != nil {
 		return nil, err
 	}
@@ -168,13 +211,16 @@ func findKey(txn *badger.Txn, id string) (*state.APIKey, error) {
 }
 
 // findUsage loads a key's usage; zero where it was never used.
-func findUsage(txn *badger.Txn, id string) (state.KeyUsage, error) {
+func findUsage(h *handle, txn *badger.Txn, id string) (state.KeyUsage, error) {
 	usage, err := find[state.KeyUsage](txn, key1(prefixKeyUsage, id))
 	switch {
 	case err != nil:
 		return state.KeyUsage{}, err
 	case usage != nil:
 		return *usage, nil // which began with what the older record says
+	}
+	if !h.touched.Load() {
+		return state.KeyUsage{}, nil
 	}
 	used, err := read(txn, key1(prefixKeyUse, id))
 	return state.KeyUsage{LastAt: timeOf(used)}, err
@@ -183,9 +229,9 @@ func findUsage(txn *badger.Txn, id string) (state.KeyUsage, error) {
 // KeyUsage finds what is known of the uses of keys, in the order of the ids; zero for a key that was never used.
 func (v *View) KeyUsage(ids ...string) (list []state.KeyUsage, err error) {
 	list = make([]state.KeyUsage, len(ids))
-	err = v.read(func(txn *badger.Txn) error {
+	err = v.readMoment(func(h *handle, txn *badger.Txn) error {
 		for i, id := range ids {
-			if list[i], err = findUsage(txn, id); err != nil {
+			if list[i], err = findUsage(h, txn, id); err != nil {
 				return err
 			}
 		}
@@ -196,8 +242,8 @@ func (v *View) KeyUsage(ids ...string) (list []state.KeyUsage, err error) {
 
 // Key finds a key by id.
 func (v *View) Key(id string) (key *state.APIKey, err error) {
-	err = v.read(func(txn *badger.Txn) error {
-		key, err = findKey(txn, id)
+	err = v.readMoment(func(h *handle, txn *badger.Txn) error {
+		key, err = findKey(h, txn, id)
 		return err
 	})
 	return key, err
@@ -209,9 +255,9 @@ func (v *View) Keys(organizationID, after string, limit int) (keys []state.APIKe
 		return nil, nil
 	}
 	prefix := key2(prefixOrgKey, organizationID, "")
-	err = v.read(func(txn *badger.Txn) error {
+	err = v.readMoment(func(h *handle, txn *badger.Txn) error {
 		return each(txn, prefix, key2(prefixOrgKey, organizationID, after), func(id string) (bool, error) {
-			key, err := findKey(txn, id)
+			key, err := findKey(h, txn, id)
 			if err != nil {
 				return false, err
 			}

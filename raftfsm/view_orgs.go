@@ -1,8 +1,6 @@
 package raftfsm
 
 import (
-	"bytes"
-
 	"github.com/dgraph-io/badger/v4"
 
 	"sluice/raftfsm/state"
@@ -30,27 +28,26 @@ func (v *View) MembersOf(organizationID, after string, limit int) (list []state.
 // keys too; nil for an unknown one.
 func (v *View) KeyAuth(hash [32]byte) (auth *state.KeyAuth, err error) {
 	epoch := v.fsm.Epoch() // before the read: what is read is at least this new
-	err = v.read(func(txn *badger.Txn) error {
-		id, err := read(txn, key1(prefixKeyHash, string(hash[:])))
-		if err != nil || id == nil {
+	err = v.readMoment(func(h *handle, txn *badger.Txn) error {
+		var found struct { // in one allocation
+			auth state.KeyAuth
+			org  state.Organization
+		}
+		key := &found.auth.Key
+		if ok, err := keyByHash(h, txn, &hash, key); err != nil || !ok {
 			return err
 		}
-		key, err := find[state.APIKey](txn, key1(prefixKey, string(id)))
-		if err != nil || key == nil {
+		ok, err := v.fsm.facts.organization(txn, epoch, key.OrganizationID, &found.org)
+		if err != nil {
 			return err
 		}
-		// As in KeyByHash: the record decides, not the index.
-		if !bytes.Equal(key.Hash, hash[:]) && !bytes.Equal(key.PreviousHash, hash[:]) {
-			return nil
+		if ok {
+			found.auth.Organization = &found.org
 		}
-		found := &state.KeyAuth{Key: *key}
-		if found.Organization, err = v.fsm.facts.organization(txn, epoch, key.OrganizationID); err != nil {
+		if found.auth.Disabled, err = v.fsm.facts.disabled(txn, epoch, key.CreatedBy); err != nil {
 			return err
 		}
-		if found.Disabled, err = v.fsm.facts.disabled(txn, epoch, key.CreatedBy); err != nil {
-			return err
-		}
-		auth = found
+		auth = &found.auth
 		return nil
 	})
 	return auth, err

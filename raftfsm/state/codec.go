@@ -16,6 +16,9 @@ const MaxCommandSize = 64 << 10
 // MaxResultSize bounds an encoded Result; the largest part of one is a replayed answer.
 const MaxResultSize = 128 << 10
 
+// maxElements is how long an array in a record or command can be.
+const maxElements = 4096
+
 // codecVersion is the first byte of every command and result. A change of the layout takes the next number.
 const codecVersion = 1
 
@@ -55,7 +58,7 @@ func newDecMode() cbor.DecMode {
 		IndefLength:       cbor.IndefLengthForbidden,
 		TagsMd:            cbor.TagsForbidden,
 		MaxNestedLevels:   8,
-		MaxArrayElements:  4096,
+		MaxArrayElements:  maxElements,
 		MaxMapPairs:       64,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 	}.DecMode()
