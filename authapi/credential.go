@@ -21,7 +21,7 @@ type credential struct {
 	validTo   int64    // Unix milliseconds, exclusive; math.MaxInt64 for never
 	principal *Principal
 	role      string // JWT: in the organization of the principal
-	scopes    []byte // joined by spaces, as X-Auth-Scopes shows them
+	scopes    string // joined by spaces, as X-Auth-Scopes shows them
 	policy    *policy
 	bucket    limiter.BucketID
 	// What counts its requests beside policy: the policies of its layer and plan, and their buckets by policyGroup.fixed.
@@ -291,18 +291,52 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 	case auth.Disabled:
 		return nil, failedKey(k, "the API key is disabled", whyDisabled)
 	}
-	cred := &credential{
-		validTo: validTo,
-		principal: &Principal{
-			Method: MethodAPIKey, KeyID: k.ID, OrganizationID: k.OrganizationID, Scopes: k.Scopes, ExpiresAt: k.ExpiresAt,
-		},
-		scopes: []byte(strings.Join(k.Scopes, " ")),
-	}
+	cred := keyCredential(k)
+	cred.validTo = validTo
 	var group *policyGroup
 	cred.policy, group = s.keyPolicy(k, org)
 	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(k.ID))
 	s.count(cred, group, k.OrganizationID)
 	return cred, nil
+}
+
+// keyCredential is what a key's record says. All its text is in one piece, and the record, of which the rest is not needed,
+// is not kept by it.
+func keyCredential(k *state.APIKey) *credential {
+	size := len(k.ID) + len(k.OrganizationID)
+	for _, scope := range k.Scopes {
+		size += len(scope) + 1
+	}
+	var text strings.Builder
+	text.Grow(size)
+	text.WriteString(k.ID)
+	text.WriteString(k.OrganizationID)
+	for i, scope := range k.Scopes {
+		if i > 0 {
+			text.WriteByte(' ')
+		}
+		text.WriteString(scope)
+	}
+	rest := text.String()
+	next := func(n int) (part string) {
+		part, rest = rest[:n], rest[n:]
+		return part
+	}
+	made := &struct { // in one allocation
+		credential credential
+		principal  Principal
+	}{}
+	made.principal = Principal{Method: MethodAPIKey, KeyID: next(len(k.ID)), OrganizationID: next(len(k.OrganizationID)), ExpiresAt: k.ExpiresAt}
+	made.credential.principal, made.credential.scopes = &made.principal, rest
+	scopes := make([]string, len(k.Scopes))
+	for i, scope := range k.Scopes {
+		if i > 0 {
+			next(1)
+		}
+		scopes[i] = next(len(scope))
+	}
+	made.principal.Scopes = scopes
+	return &made.credential
 }
 
 // keyPolicy is what limits a key: its own limit, its organization's plan, or the layer's policy; and what else counts its

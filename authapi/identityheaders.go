@@ -107,10 +107,10 @@ func (c *call) setIdentity(h headerSetter) {
 	h.SetCanonical(names.organization, b)
 	b = append(b[:0], p.KeyID...)
 	h.SetCanonical(names.key, b)
-	c.scratch = b[:0]
-	if c.entry == nil {
-		h.SetCanonical(names.scopes, nil)
-		return
+	b = b[:0]
+	if c.entry != nil {
+		b = append(b, c.entry.scopes...)
 	}
-	h.SetCanonical(names.scopes, c.entry.scopes)
+	h.SetCanonical(names.scopes, b)
+	c.scratch = b[:0]
 }

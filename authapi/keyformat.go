@@ -53,13 +53,17 @@ func appendRandomBase62(b []byte, n int) []byte {
 }
 
 func appendChecksum(b []byte) []byte {
+	digits := checksum(b)
+	return append(b, digits[:]...)
+}
+
+func checksum(b []byte) (digits [keyChecksumLen]byte) {
 	sum := crc32.ChecksumIEEE(b)
-	var digits [keyChecksumLen]byte
 	for i := keyChecksumLen - 1; i >= 0; i-- {
 		digits[i] = base62[sum%62]
 		sum /= 62
 	}
-	return append(b, digits[:]...)
+	return digits
 }
 
 // looksLikeKey says whether a bearer token is meant as an API key rather than as a JWT, well-formed or not.
@@ -80,9 +84,7 @@ func validAPIKey(b []byte) bool {
 			return false
 		}
 	}
-	var buf [keyLen]byte
-	want := appendChecksum(append(buf[:0], b[:keyLen-keyChecksumLen]...))
-	return string(want) == string(b)
+	return checksum(b[:keyLen-keyChecksumLen]) == [keyChecksumLen]byte(b[keyLen-keyChecksumLen:])
 }
 
 func isBase62(c byte) bool {
