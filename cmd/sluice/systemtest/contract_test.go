@@ -270,8 +270,7 @@ func TestContract(t *testing.T) {
 	w.documents()
 	w.everywhere(operations, who, at)
 
-	// What takes a provider is walked over three nodes where there is one (TestOAuth_AnyNodeFinishes), what takes a cluster
-	// that cannot decide where nodes are killed. Whether a request meets its twin in flight is chance.
+	// What takes a provider is walked where there is one (TestContract_Providers). Whether a request meets its twin in flight is chance.
 	elsewhere := map[string][]int{"GET /api/v1/auth/{provider}/callback": {200, 302, 403, 409}, "GET /readyz": {503},
 		"DELETE /api/v1/auth/identities/{provider}": {204, 409}, "POST /api/v1/auth/password": {409}, "POST /api/v1/auth/exchange": {200, 403},
 		"POST /api/v1/auth/refresh": {403}, // with cookies
