@@ -357,10 +357,10 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	res, err := s.propose(ctx, state.CreateSession{
+	_, err = s.propose(ctx, state.StartSession{Replaced: c.replaced(user), ByPassword: &state.CreateSession{
 		Session: session, MaxSessions: s.cfg.Auth.MaxSessions, PasswordHash: hash,
 		Audit: []state.AuditEvent{by(user.ID, c.event("session.created", user.PersonalOrg, kindSession, session.ID))},
-	})
+	}})
 	if refusedWith(err, state.CodeNotFound) {
 		// Disabled, deleted, or given another password while this one was being checked.
 		c.signInFailed(user)
@@ -369,7 +369,6 @@ func handleLogin(c *call) error {
 	if err != nil {
 		return err
 	}
-	c.noteReplaced(ctx, user, res.Count)
 	return c.writePair(pair, session.ID, cookies)
 }
 

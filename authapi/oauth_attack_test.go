@@ -479,7 +479,7 @@ func TestOAuth_ClusterUnavailable(t *testing.T) {
 	// Afterwards the state is spent: the page is told to begin again.
 	callback = x.callback(b, query(returnTo, ""))
 	x.cluster.SetOnPropose(func(cmd state.Command) (bool, error) {
-		if _, ok := cmd.(state.SignInByIdentity); ok {
+		if _, ok := cmd.(state.StartSession); ok {
 			return false, authapi.ErrUnavailable
 		}
 		return true, nil

@@ -88,15 +88,12 @@ func (c *call) signInUserWith(ctx context.Context, provider, subject string, use
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.srv.propose(ctx, state.SignInByIdentity{
+	_, err = c.srv.propose(ctx, state.StartSession{Replaced: c.replaced(user), ByIdentity: &state.SignInByIdentity{
 		Provider: provider, Subject: subject, Session: session, MaxSessions: c.srv.cfg.Auth.MaxSessions, Once: once,
 		Audit: []state.AuditEvent{by(user.ID, c.event("session.created", user.PersonalOrg, kindSession, session.ID, "provider", provider))},
-	})
+	}})
 	if refusedWith(err, state.CodeForbidden) {
 		return nil, c.identityRefused(provider, user)
-	}
-	if err == nil {
-		c.noteReplaced(ctx, user, res.Count)
 	}
 	return pair, err
 }

@@ -3,8 +3,6 @@ package authapi
 import (
 	"context"
 	"net/http"
-	"strconv"
-	"time"
 
 	"sluice/raftfsm/state"
 )
@@ -137,22 +135,12 @@ func endedAnswer(session *state.Session) *Problem {
 	return errSessionEnded()
 }
 
-// replacedBound is how long a sign-in that has succeeded waits for that to be audited.
-const replacedBound = time.Second
-
-// noteReplaced audits that a sign-in ended the user's oldest sessions. How many these are is known only once it has
-// happened, so the event is an entry of its own, which a sign-in does not fail for.
-func (c *call) noteReplaced(ctx context.Context, user *state.User, ended int) {
-	if ended == 0 {
-		return
-	}
-	e := c.event("session.ended", user.PersonalOrg, kindUser, user.ID, "reason", endTooMany, "sessions", strconv.Itoa(ended))
+// replaced is what a sign-in that ends the user's oldest sessions leaves in the audit log; their number is added where it
+// is known, when it happens.
+func (c *call) replaced(user *state.User) []state.AuditEvent {
+	e := c.event("session.ended", user.PersonalOrg, kindUser, user.ID, "reason", endTooMany)
 	e.ActorType, e.ActorID = kindSystem, ""
-	ctx, cancel := context.WithTimeout(ctx, replacedBound)
-	defer cancel()
-	if _, err := c.srv.propose(ctx, state.AppendAudit{Events: []state.AuditEvent{e}}); err != nil {
-		c.srv.log.Error("the end of the oldest sessions is not in the audit log", "error", err, "user", user.ID, "sessions", ended)
-	}
+	return []state.AuditEvent{e}
 }
 
 func handleLogout(c *call) error {

@@ -292,8 +292,8 @@ func TestLogin_PasswordChangedMeanwhile(t *testing.T) {
 	e := newAccounts(t, nil)
 	p := e.register()
 	e.cluster.SetOnPropose(func(cmd state.Command) (bool, error) {
-		if c, ok := cmd.(state.CreateSession); ok {
-			e.cluster.ChangePasswordLocked(c.Session.UserID, "changed")
+		if c, ok := cmd.(state.StartSession); ok {
+			e.cluster.ChangePasswordLocked(c.ByPassword.Session.UserID, "changed")
 		}
 		return false, nil
 	})

@@ -25,7 +25,7 @@ func narrows(cmd state.Command, result state.Result) bool {
 		return true
 	case state.RefreshSession:
 		return result.Outcome == state.OutcomeReused
-	case state.CreateSession, state.SignInByIdentity:
+	case state.CreateSession, state.SignInByIdentity, state.StartSession:
 		return result.Count > 0 // the oldest ended
 	}
 	return false

@@ -272,6 +272,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return useOnce(b, c)
 	case state.RegisterIdentity:
 		return registerIdentity(b, c)
+	case state.StartSession:
+		return startSession(b, c)
 	case state.SignInByIdentity:
 		return signInByIdentity(b, c)
 	case state.LinkIdentity:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
+	"strconv"
 
 	"sluice/raftfsm/state"
 )
@@ -157,6 +158,26 @@ func createSession(b *batch, c state.CreateSession) state.Result {
 	addSession(b, c.Session)
 	audit(b, c.Audit)
 	return state.Result{Count: count, ExpiresAt: c.Session.ExpiresAt}
+}
+
+func startSession(b *batch, c state.StartSession) state.Result {
+	var result state.Result
+	switch {
+	case c.ByPassword != nil && c.ByIdentity == nil:
+		result = createSession(b, *c.ByPassword)
+	case c.ByIdentity != nil && c.ByPassword == nil:
+		result = signInByIdentity(b, *c.ByIdentity)
+	default:
+		return refuse(state.CodeInvalid)
+	}
+	if result.Refused == "" && result.Count > 0 {
+		events := slices.Clone(c.Replaced)
+		for i := range events {
+			events[i].Detail = append(slices.Clip(events[i].Detail), state.Pair{Name: "sessions", Value: strconv.Itoa(result.Count)})
+		}
+		audit(b, events)
+	}
+	return result
 }
 
 // makeRoom ends the oldest live sessions so that one more makes limit, and returns how many. Expired ones are not

@@ -161,6 +161,56 @@ func TestRequestID_FirstResultAgain(t *testing.T) {
 	}
 }
 
+// A sign-in that ends the oldest session says so in its own entry, with the number; one that ends none says nothing.
+func TestSessions_TheEndOfTheOldestIsAudited(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.register("ada")
+	identity := state.Identity{Provider: "google", Subject: "1", UserID: "usr_ada", CreatedAt: f.now}
+	f.must(state.LinkIdentity{Identity: identity, SessionID: "ses_ada", At: f.now})
+	start := func(n int) state.StartSession {
+		s := session(fmt.Sprintf("ses_%02d", n), "usr_ada", f.now)
+		ended := event(fmt.Sprint("ended_", n), "org_ada", "session.ended", f.now)
+		ended.Detail = []state.Pair{{Name: "reason", Value: "too_many_sessions"}}
+		c := state.StartSession{Replaced: []state.AuditEvent{ended}}
+		if created := []state.AuditEvent{event(fmt.Sprint("created_", n), "org_ada", "session.created", f.now)}; n%2 == 0 {
+			c.ByPassword = &state.CreateSession{Session: s, MaxSessions: 3, PasswordHash: "hash of ada", Audit: created}
+		} else {
+			c.ByIdentity = &state.SignInByIdentity{Provider: "google", Subject: "1", Session: s, MaxSessions: 3, Audit: created}
+		}
+		return c
+	}
+	for n := range 4 {
+		f.raises(n >= 2, func() {
+			if result := f.must(start(n)); result.Count != max(0, min(n-1, 1)) {
+				t.Errorf("session %d ended %d", n, result.Count)
+			}
+		})
+	}
+	last := start(4)
+	last.ByPassword.MaxSessions = 1
+	f.must(last)
+	events, _ := f.audit(state.AuditFilter{Event: "session.ended"}, "", 10)
+	var got []string
+	for _, e := range events {
+		got = append(got, fmt.Sprint(e.ID, e.Detail))
+	}
+	want := []string{"evt_ended_4[{reason too_many_sessions} {sessions 3}]", "evt_ended_3[{reason too_many_sessions} {sessions 1}]", "evt_ended_2[{reason too_many_sessions} {sessions 1}]"}
+	if !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+	refused := start(6)
+	refused.ByPassword.MaxSessions, refused.ByPassword.PasswordHash = 1, "another"
+	f.refused(state.CodeNotFound, refused)
+	f.refused(state.CodeInvalid, state.StartSession{Replaced: refused.Replaced})
+	both := start(8)
+	both.ByIdentity = start(9).ByIdentity
+	f.refused(state.CodeInvalid, both)
+	if events, _ := f.audit(state.AuditFilter{Event: "session.ended"}, "", 10); len(events) != len(want) {
+		t.Errorf("a refused sign-in is audited: %+v", events)
+	}
+}
+
 func TestSessions_CapEndsTheOldest(t *testing.T) {
 	t.Parallel()
 	f := fresh(t)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"sluice/raftfsm/state"
 )
@@ -30,6 +31,8 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 		c.audit = append(c.audit, cmd.Events...)
 	case state.RegisterUser:
 		return c.registerLocked(cmd)
+	case state.StartSession:
+		return c.startSessionLocked(cmd)
 	case state.CreateSession:
 		return c.createSessionLocked(cmd)
 	case state.RefreshSession:
@@ -145,6 +148,22 @@ func (c *Cluster) registerLocked(cmd state.RegisterUser) state.Result {
 	c.sessions[cmd.Session.ID] = cmd.Session
 	c.doneLocked(cmd.Audit, cmd.Idempotency)
 	return state.Result{ExpiresAt: cmd.Session.ExpiresAt}
+}
+
+func (c *Cluster) startSessionLocked(cmd state.StartSession) state.Result {
+	var result state.Result
+	if cmd.ByIdentity != nil {
+		result = c.applyOAuthLocked(*cmd.ByIdentity)
+	} else {
+		result = c.createSessionLocked(*cmd.ByPassword)
+	}
+	if result.Refused == "" && result.Count > 0 {
+		for _, e := range cmd.Replaced {
+			e.Detail = append(slices.Clone(e.Detail), state.Pair{Name: "sessions", Value: strconv.Itoa(result.Count)})
+			c.audit = append(c.audit, e)
+		}
+	}
+	return result
 }
 
 func (c *Cluster) createSessionLocked(cmd state.CreateSession) state.Result {

@@ -118,6 +118,8 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeSignInByIdentity: decodeAs[SignInByIdentity],
 	TypeLinkIdentity:     decodeAs[LinkIdentity],
 	TypeUnlinkIdentity:   decodeAs[UnlinkIdentity],
+
+	TypeStartSession: decodeAs[StartSession],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

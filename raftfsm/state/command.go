@@ -59,6 +59,8 @@ const (
 	TypeSignInByIdentity uint16 = 36
 	TypeLinkIdentity     uint16 = 37
 	TypeUnlinkIdentity   uint16 = 38
+
+	TypeStartSession uint16 = 44
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
@@ -75,6 +77,15 @@ type RegisterUser struct {
 	Session      Session      `cbor:"3,keyasint"`
 	Audit        []AuditEvent `cbor:"4,keyasint"`
 	Idempotency  *Idempotency `cbor:"5,keyasint"`
+}
+
+// StartSession is a CreateSession or a SignInByIdentity, whichever is set, that is audited as a whole: where the oldest
+// sessions ended, Replaced is recorded with it, with their number as "sessions" behind its details. Refused as that one is,
+// and with CodeInvalid where not exactly one is set.
+type StartSession struct {
+	ByPassword *CreateSession    `cbor:"1,keyasint"`
+	ByIdentity *SignInByIdentity `cbor:"2,keyasint"`
+	Replaced   []AuditEvent      `cbor:"3,keyasint"`
 }
 
 // CreateSession adds a session. Beyond MaxSessions live ones of that user, the oldest ends ("too_many_sessions").
@@ -283,6 +294,7 @@ type Barrier struct{}
 func (InitCluster) CommandType() uint16    { return TypeInitCluster }
 func (RegisterUser) CommandType() uint16   { return TypeRegisterUser }
 func (CreateSession) CommandType() uint16  { return TypeCreateSession }
+func (StartSession) CommandType() uint16   { return TypeStartSession }
 func (RefreshSession) CommandType() uint16 { return TypeRefreshSession }
 func (EndSession) CommandType() uint16     { return TypeEndSession }
 func (EndSessions) CommandType() uint16    { return TypeEndSessions }
