@@ -31,10 +31,10 @@ func TestSlowClients_DelayNobody(t *testing.T) {
 	})
 	attack := authtest.StartSlowAttack(e.addr, slowConns)
 	defer attack.Stop()
-	for deadline := time.Now().Add(30 * time.Second); attack.Open() < slowConns*9/10; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("only %d connections are open", attack.Open())
-		}
+	select {
+	case <-attack.Crowded():
+	case <-time.After(30 * time.Second):
+		t.Fatalf("only %d connections are open", attack.Open())
 	}
 	var took []time.Duration
 	good := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}

@@ -18,6 +18,10 @@ type SlowAttack struct {
 	stop context.CancelFunc
 	all  sync.WaitGroup
 
+	enough  int64         // connections
+	crowded chan struct{} // closed when so many are open at once
+	once    sync.Once
+
 	open, sent    atomic.Int64
 	cut, answered atomic.Int64
 	longest       atomic.Int64 // nanoseconds
@@ -26,7 +30,7 @@ type SlowAttack struct {
 // StartSlowAttack begins with that many connections to a server on this machine. The caller calls Stop.
 func StartSlowAttack(addr string, connections int) *SlowAttack {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &SlowAttack{addr: addr, stop: cancel}
+	a := &SlowAttack{addr: addr, stop: cancel, enough: int64(connections) * 9 / 10, crowded: make(chan struct{})}
 	for i := range connections {
 		a.all.Go(func() { a.run(ctx, i) })
 	}
@@ -38,6 +42,9 @@ func (a *SlowAttack) Stop() {
 	a.stop()
 	a.all.Wait()
 }
+
+// Crowded is closed as soon as nine tenths of the connections are open at once.
+func (a *SlowAttack) Crowded() <-chan struct{} { return a.crowded }
 
 // Open is the number of connections that are open now.
 func (a *SlowAttack) Open() int64 { return a.open.Load() }
@@ -75,7 +82,9 @@ func (a *SlowAttack) one(ctx context.Context, conn net.Conn, start, drip string)
 	defer stop()
 	defer conn.Close()
 	begun := time.Now()
-	a.open.Add(1)
+	if a.open.Add(1) == a.enough {
+		a.once.Do(func() { close(a.crowded) })
+	}
 	defer a.open.Add(-1)
 	if _, err := io.WriteString(conn, start); err != nil {
 		return
