@@ -85,6 +85,7 @@ func (u *keyUses) note(id string, from netip.Addr, now int64) {
 	if k == nil {
 		shard.mu.Lock()
 		if k = shard.keys[id]; k == nil {
+			id = strings.Clone(id) // a part of the credential's text, which need not live as long
 			k = &keyUse{id: id, look: now + u.spread(id, 0)}
 			shard.keys[id] = k
 		}
