@@ -283,6 +283,7 @@ func (r organizationRow) call(p *place) call {
 func TestContract(t *testing.T) {
 	c := startCluster(t, options{variables: []string{
 		"SLUICE_LIMITS__USER__LIMIT=100000", "SLUICE_LIMITS__API_KEY__LIMIT=100000",
+		"SLUICE_AUTH__COOKIE_SESSIONS=true", "SLUICE_CORS__ORIGINS=[\"" + webPage + "\"]",
 		"SLUICE_PUBLIC_URL=http://sluice.example", "SLUICE_OAUTH__GITHUB__CLIENT_ID=client", "SLUICE_OAUTH__GITHUB__CLIENT_SECRET=secret",
 	}})
 	w := &walk{t: t, c: c, seen: map[string]map[int]bool{}, nodes: map[string]map[int]bool{}}
@@ -297,14 +298,14 @@ func TestContract(t *testing.T) {
 	w.tokens(who, at)
 	w.checks(who, at)
 	w.providers(who)
+	w.cookies(operations, at)
 	w.documents()
 	w.everywhere(operations, who, at)
 
 	// What takes a provider is walked where there is one (TestContract_Providers). Whether a request meets its twin in flight is chance.
 	elsewhere := map[string][]int{"GET /api/v1/auth/{provider}/callback": {200, 302, 403, 409}, "GET /readyz": {503},
 		"DELETE /api/v1/auth/identities/{provider}": {204, 409}, "POST /api/v1/auth/password": {409}, "POST /api/v1/auth/exchange": {200, 403},
-		"POST /api/v1/auth/refresh": {403}, // with cookies
-		"POST /api/v1/api-keys":     {409}, "POST /api/v1/organizations": {409},
+		"POST /api/v1/api-keys": {409}, "POST /api/v1/organizations": {409},
 	}
 	for _, op := range slices.Sorted(maps.Keys(operations)) {
 		for status := range operations[op].Responses {
