@@ -84,6 +84,7 @@ func (w *walk) accounts(who people) {
 	w.do(call{op: me, token: other, code: "invalid_credential"}, 401)
 
 	other = signIn(changed).field(w.t, "token")
+	w.changedAtOnce()
 	w.do(call{op: "POST /api/v1/auth/logout", token: other}, 204)
 	w.do(call{op: me, token: other, code: "invalid_credential"}, 401)
 	w.do(call{op: "POST /api/v1/auth/logout-all", token: first}, 204)
@@ -268,6 +269,38 @@ func (w *walk) race(id string, owner account) {
 			w.t.Fatal("none of three rotations happened")
 		}
 		if w.seen[op][http.StatusConflict] {
+			return
+		}
+	}
+}
+
+// changedAtOnce gives an account three new passwords at the same moment, at a node each: one of them holds, and no other.
+func (w *walk) changedAtOnce() {
+	w.t.Helper()
+	a := register(w.t, w.c.urls[0])
+	current := a.password
+	for round := range 8 {
+		var requests []request
+		for range w.c.urls {
+			requests = append(requests, request{method: "POST", path: "/api/v1/auth/password", token: a.token, address: newAddress(),
+				body: object{"current_password": current, "new_password": unique("the tide by seven lamps ")}})
+		}
+		changed := ""
+		for i, res := range answersOf(w.t, w.c.urls, requests...) {
+			w.seen[opPassword][res.status] = true
+			switch {
+			case res.status == http.StatusNoContent && changed == "":
+				changed = requests[i].body.(object)["new_password"].(string)
+			case res.status != http.StatusConflict && res.status != http.StatusUnauthorized: // who came later has the old one no more
+				w.t.Fatalf("round %d: changed at once: %v, after %q", round, res, changed)
+			}
+		}
+		if changed == "" {
+			w.t.Fatalf("round %d: none of three changes happened", round)
+		}
+		w.do(call{op: opLogin, body: object{"username": a.username, "password": changed}}, 200)
+		w.do(call{op: opLogin, body: object{"username": a.username, "password": current}, code: "invalid_credentials"}, 401)
+		if current = changed; w.seen[opPassword][http.StatusConflict] {
 			return
 		}
 	}

@@ -304,7 +304,7 @@ func TestContract(t *testing.T) {
 
 	// What takes a provider is walked where there is one (TestContract_Providers). Whether a request meets its twin in flight is chance.
 	elsewhere := map[string][]int{"GET /api/v1/auth/{provider}/callback": {200, 302, 403, 409}, "GET /readyz": {503},
-		"DELETE /api/v1/auth/identities/{provider}": {204, 409}, "POST /api/v1/auth/password": {409}, "POST /api/v1/auth/exchange": {200, 403},
+		"DELETE /api/v1/auth/identities/{provider}": {204, 409}, "POST /api/v1/auth/exchange": {200, 403},
 		"POST /api/v1/api-keys": {409}, "POST /api/v1/organizations": {409},
 	}
 	for _, op := range slices.Sorted(maps.Keys(operations)) {
