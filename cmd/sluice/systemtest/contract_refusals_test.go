@@ -1,6 +1,7 @@
 package systemtest
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -57,11 +58,12 @@ func TestContract_Refusals(t *testing.T) {
 	t.Parallel()
 	dead, hanging := upstreams(t)
 	provider := idp.Start(t, time.Now)
-	// Short windows, because a node that is cut off decides to the end of those that it was in.
+	// Short windows, because a node that is cut off decides to the end of those that it was in; and none of the others is
+	// taken for dead meanwhile.
 	c := startCluster(t, options{variables: []string{
 		"SLUICE_LIMITS__ANONYMOUS__WINDOW=5s", "SLUICE_LIMITS__USER__LIMIT=40", "SLUICE_LIMITS__USER__WINDOW=5s", "SLUICE_LIMITS__DOCUMENTS__LIMIT=60",
 		"SLUICE_LIMITS__DOCUMENTS__WINDOW=5s",
-		"SLUICE_PUBLIC_URL=http://sluice.example",
+		"SLUICE_LIMITS__DEAD_AFTER=60s", "SLUICE_PUBLIC_URL=http://sluice.example",
 		"SLUICE_OAUTH__GOOGLE__CLIENT_ID=" + idp.ClientID, "SLUICE_OAUTH__GOOGLE__CLIENT_SECRET=" + idp.ClientSecret, "SLUICE_OAUTH__GOOGLE__ISSUER=" + provider.URL,
 		"SLUICE_OAUTH__GITHUB__CLIENT_ID=" + idp.ClientID, "SLUICE_OAUTH__GITHUB__CLIENT_SECRET=" + idp.ClientSecret,
 		fmt.Sprintf(`SLUICE_ROUTES=[
@@ -103,17 +105,25 @@ func TestContract_Refusals(t *testing.T) {
 // upstreams are the addresses of one where nobody listens and of one that never answers.
 func upstreams(t *testing.T) (dead, hanging string) {
 	t.Helper()
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	// Bound and not listening: connections are refused, and nobody else gets the port.
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed.Close()
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel takes connections, nobody reads them
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { silent.Close() })
-	return closed.Addr().String(), silent.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port), silent.Addr().String()
 }
 
 func (w *refusalWalk) gateway() {
@@ -132,8 +142,8 @@ func (w *refusalWalk) call(op string) call {
 // usedUp makes a call whose limit is used up, at another node than where it is.
 func (w *refusalWalk) usedUp(k, spend call, policy string) {
 	w.t.Helper()
-	for {
-		method, path := spend.path(w.t)
+	method, path := spend.path(w.t)
+	for range 200 {
 		res, err := send(w.c.urls[w.n%len(w.c.urls)], request{method: method, path: path, token: spend.token, key: spend.key, address: spend.from})
 		w.n++
 		if err != nil {
@@ -270,14 +280,12 @@ func (w *refusalWalk) cutOff(survivor int) {
 		}
 		written <- res
 	}()
-	// The last probe may be half a second old, and a slow machine be late itself.
-	for reads := 0; time.Since(paused) < 3*time.Second; reads++ {
-		must(w.t, base, byKey, http.StatusOK)
-		if reads == 0 {
-			// Unknown here, and nobody there to ask: that is no 401.
-			w.do(call{op: opMe, key: knownToNobody, code: "cluster_unavailable"}, 503)
-		}
-	}
+	// Unknown here, and nobody there to ask: that is no 401.
+	w.do(call{op: opMe, key: knownToNobody, code: "cluster_unavailable"}, 503)
+	// Less than auth.max_staleness: the last probe may be half a second old, and a slow machine be late itself.
+	reading, stop := context.WithDeadline(w.t.Context(), paused.Add(3*time.Second))
+	defer stop()
+	keepReading(reading, w.t, base, byKey)
 	eventually(w.t, 8*time.Second, "the node vouches for nobody any more", func() error {
 		res, err := send(base, byKey)
 		if err == nil && res.status != http.StatusServiceUnavailable {
