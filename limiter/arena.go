@@ -9,8 +9,8 @@ type arena struct {
 	// holes are places in pages that hold none; avail heads the list of pages with room for each class.
 	holes []uint16
 	avail [len(blockSizes)]uint16
-	// Marked blocks: buckets with news for the others, near their limit and others.
-	marked [2]int
+	// Marked blocks: buckets with news for the others, by its kind.
+	marked [markKinds]int
 }
 
 // A block is named by its page<<8 | its place there. No page has the number 0.
@@ -18,15 +18,17 @@ type block = entry
 
 const (
 	pageSize = 4096
-	pageData = pageSize - 3*32 - 8
+	pageData = pageSize - (1+markKinds)*32 - 8
 	maxPages = 1 << 16
 	maxBlock = pageData &^ 7
 )
 
-// Kinds of marks, in the order in which news goes out.
+// Kinds of marks: windows near their limit, others, and token buckets.
 const (
-	markHot  = 0
-	markCold = 1
+	markHot   = 0
+	markCold  = 1
+	markLevel = 2
+	markKinds = 3
 )
 
 // blockSizes are the lengths of blocks. At most 256 fit a page.
@@ -48,7 +50,7 @@ var classOf = func() (table [maxBlock/8 + 1]uint8) {
 
 type page struct {
 	taken      [4]uint64
-	marks      [2][4]uint64
+	marks      [markKinds][4]uint64
 	used       uint16
 	next, prev uint16 // pages of the class with room, 0 for none
 	class      uint8
@@ -160,11 +162,11 @@ func (a *arena) mark(at block, kind int) {
 }
 
 // markAll marks all blocks that have no mark.
-func (a *arena) markAll(kind int) {
+func (a *arena) markAll() {
 	for at := a.next(0); at != 0; at = a.next(at + 1) {
 		p := a.pages[at>>8]
-		if bit := uint64(1) << (at & 63); (p.marks[markHot][at>>6&3]|p.marks[markCold][at>>6&3])&bit == 0 {
-			a.mark(at, kind)
+		if bit := uint64(1) << (at & 63); (p.marks[markHot][at>>6&3]|p.marks[markCold][at>>6&3]|p.marks[markLevel][at>>6&3])&bit == 0 {
+			a.mark(at, coldMark(Algorithm(a.bytes(at)[0]&packedAlg)))
 		}
 	}
 }

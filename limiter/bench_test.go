@@ -114,6 +114,9 @@ func TestLedger_PackingAllocatesNothing(t *testing.T) {
 	now := instant{ms: testStart}
 	name := bucketName{id: charges[0].Bucket, rule: Rule{Window: 60, Algorithm: SlidingWindow}, n: 28_333_334}
 	c := sampleCounters()
+	tokens := Rule{Limit: 1_000_000_000, Window: 60, Algorithm: TokenBucket, Burst: 1_000_000_000}
+	charges[2] = Charge{Bucket: bucketID(&[16]byte{1}, "p", tokens, []byte{2}), Rule: tokens, Cost: 1}
+	level := tokenName{charges[2].Bucket, tokens}
 	var packet []byte
 	seq := uint64(0)
 	if n := testing.AllocsPerRun(2000, func() {
@@ -124,6 +127,10 @@ func TestLedger_PackingAllocatesNothing(t *testing.T) {
 		packet = append(appendHeader(packet[:0], header{typeNews, nodeHash("b"), 1, seq, now.ms}), 1)
 		packet = appendCounters(appendBucket(packet, &name), &c)
 		l.receive(now, "b", packet, &out)
+		packet = append(appendHeader(packet[:0], header{typeLevels, nodeHash("b"), 1, seq, now.ms}), 1)
+		packet = binary.AppendUvarint(appendToken(packet, &level), 5*grains)
+		l.receive(now, "b", packet, &out)
+		now.mono += int64(1e6)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

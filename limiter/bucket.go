@@ -65,6 +65,7 @@ type bucket struct {
 	cells  []cell     // backing of windows' cells that came out of the packed form
 	ask    ask
 	tok    *tokens // of a token bucket, which has no windows
+	spare  *tokens // memory for the next one
 }
 
 // rankMemo saves reckoning the rendezvous order for each request.

@@ -141,6 +141,10 @@ func (p *newsPacket) room() bool { return len(p.buf)+maxEntry <= MaxPacket && p.
 // are told with it. Of a bucket that nobody asked for since the start no limit is known: what would be said of its share is
 // wrong.
 func (l *ledger) tell(sh *shard, v *view, b *bucket, t instant, p *newsPacket) {
+	if b.alg == TokenBucket {
+		l.tellLevel(b, t, p)
+		return
+	}
 	n := b.span.at(t.ms)
 	if b.limit == 0 || b.find(n) == nil && (b.alg != SlidingWindow || b.find(n-1) == nil) && len(v.legacies) == 0 {
 		return

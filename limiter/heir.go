@@ -510,7 +510,7 @@ func (l *ledger) announce(old, v *view) {
 				sh.touchCold(b)
 			}
 		}
-		sh.arena.markAll(markCold)
+		sh.arena.markAll()
 		sh.mu.Unlock()
 	}
 }
@@ -535,6 +535,14 @@ func (v *view) welcomes(old *view) bool {
 // touchCold is touch where nothing changed that is near its limit.
 func (sh *shard) touchCold(b *bucket) {
 	if !b.dirty && !b.cell {
-		sh.list(b, markCold)
+		sh.list(b, coldMark(b.alg))
 	}
+}
+
+// coldMark is the kind of news of a bucket of which nothing is urgent.
+func coldMark(alg Algorithm) int {
+	if alg == TokenBucket {
+		return markLevel
+	}
+	return markCold
 }

@@ -16,9 +16,16 @@ var (
 	simSchedules = flag.Int("schedules", 4000, "number of schedules for the simulator")
 )
 
+// simTotals is what schedules did, all together.
+type simTotals struct {
+	admitted atomic.Int64
+	packed   [2]atomic.Int64
+}
+
 // runSchedules runs count schedules and returns the failing one with the least seed among those that ran, nil for none.
-func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*simOptions)) (failed *schedule, failure string, admitted int64) {
-	var next, total atomic.Int64
+func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*simOptions)) (failed *schedule, failure string, total *simTotals) {
+	var next atomic.Int64
+	total = &simTotals{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -37,7 +44,10 @@ func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*si
 					p.opt.calm, p.opt.ending = false, false // what is looked for is I1
 				}
 				s := p.run(false)
-				total.Add(int64(s.admitted))
+				total.admitted.Add(int64(s.admitted))
+				for i := range s.packed {
+					total.packed[i].Add(int64(s.packed[i]))
+				}
 				if s.failure != "" {
 					mu.Lock()
 					if failed == nil || p.seed < failed.seed {
@@ -49,7 +59,7 @@ func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*si
 		})
 	}
 	wg.Wait()
-	return failed, failure, total.Load()
+	return failed, failure, total
 }
 
 func TestLedger_NeverOver(t *testing.T) {
@@ -60,7 +70,7 @@ func TestLedger_NeverOver(t *testing.T) {
 	}
 	var p *schedule
 	var failure string
-	var admitted int64
+	var total *simTotals
 	if *simSeed != 0 {
 		p = randomSchedule(*simSeed)
 		s := p.run(testing.Verbose())
@@ -69,14 +79,18 @@ func TestLedger_NeverOver(t *testing.T) {
 			return
 		}
 	} else {
-		p, failure, admitted = runSchedules(count, randomSchedule, nil)
+		p, failure, total = runSchedules(count, randomSchedule, nil)
 	}
 	if p != nil {
 		seed, steps := p.seed, len(p.steps)
 		p, failure = shrink(p, failure, 3000)
 		t.Fatalf("schedule %d, shrunk from %d steps: %s\nagain: go test ./limiter -run NeverOver -seed=%d", seed, steps, p.report(failure), seed)
 	}
-	t.Logf("%d schedules, %d admissions", count, admitted)
+	admitted, packed, packedTokens := total.admitted.Load(), total.packed[0].Load(), total.packed[1].Load()
+	t.Logf("%d schedules, %d admissions; %d times windows were unpacked, %d times tokens", count, admitted, packed, packedTokens)
+	if packed < int64(count) || packedTokens < int64(count) {
+		t.Errorf("windows were packed only %d times, token buckets %d times", packed, packedTokens)
+	}
 	if admitted < int64(count)*10 {
 		t.Fatalf("only %d admissions in %d schedules: the simulator tests nothing", admitted, count)
 	}
@@ -127,6 +141,7 @@ func TestLedger_SafeguardsMatter(t *testing.T) {
 		"leases without an end":      off(func(l *ledger) { l.unsafeNoClip = true }),
 		"token rosters at once":      off(func(l *ledger) { l.unsafeNoPause = true }),
 		"refunds beyond the room":    off(func(l *ledger) { l.unsafeRefund = true }),
+		"packed without its loans":   off(func(l *ledger) { l.unsafePacked = true }),
 		"clocks that stop in pauses": func(o *simOptions) { o.dozing = true },
 	} {
 		t.Run(name, func(t *testing.T) {

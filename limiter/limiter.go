@@ -51,7 +51,7 @@ type Config struct {
 	Isolation Isolation
 	// MaxClockSkew bounds how far the nodes' clocks are believed to differ; 0: DefaultMaxClockSkew.
 	MaxClockSkew time.Duration
-	// MaxBuckets bounds the buckets in memory (some 50 bytes for each), one policy's to a quarter of it, and the file of
+	// MaxBuckets bounds the buckets in memory (some 50 bytes for each, a token bucket some 100), one policy's to a quarter of it, and the file of
 	// records (72 bytes for each); 0: DefaultMaxBuckets.
 	MaxBuckets int
 	// GossipInterval is how often counters are sent; 0: DefaultGossipInterval.

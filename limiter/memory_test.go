@@ -66,6 +66,10 @@ func (f *filling) spend(tb testing.TB, buckets int) {
 
 // hear takes in what the peers spent of each bucket.
 func (f *filling) hear(buckets int) {
+	if f.rule.Algorithm == TokenBucket {
+		f.hearLevels(buckets)
+		return
+	}
 	var out outbox
 	s := span(f.rule.Window * 1000)
 	for seq, peer := range f.peers {
@@ -88,9 +92,32 @@ func (f *filling) hear(buckets int) {
 	}
 }
 
+// hearLevels is hear for token buckets.
+func (f *filling) hearLevels(buckets int) {
+	var out outbox
+	var packet []byte
+	for seq, peer := range f.peers {
+		count := byte(0)
+		for i := range buckets {
+			if count == 0 {
+				packet = append(appendHeader(packet[:0], header{typeLevels, nodeHash(peer), 2, uint64(seq + i + 10_000_000), f.now.ms}), 0)
+			}
+			packet = appendToken(packet, &tokenName{f.id(i), f.rule})
+			packet = binary.AppendUvarint(packet, uint64(1+f.rng.Int64N(33*grains)))
+			if count++; len(packet)+maxEntry > MaxPacket || i == buckets-1 {
+				packet[headerLen] = count
+				count = 0
+				f.now.mono += 1_234_567
+				f.l.receive(f.now, peer, packet, &out)
+			}
+		}
+	}
+}
+
 // rest lets everything be told and packed.
 func (f *filling) rest() {
 	f.l.news(f.now, 1<<40, typeNews, func([]byte) {})
+	f.l.newsOfTokens(f.now, 1<<40, nil, nil)
 	f.now.mono += int64(1e9)
 	for i := range f.l.shards {
 		for range 2 {
@@ -131,6 +158,42 @@ func (f *filling) footprint(tb testing.TB, before uint64, buckets int) (heap, ma
 	return heap, mapped
 }
 
+// inTokens makes the filling one of token buckets, on a node that has run for a day.
+func (f *filling) inTokens(tb testing.TB) {
+	tb.Helper()
+	f.now.mono = 86_400e9
+	f.rule = Rule{Limit: 100, Window: 60, Algorithm: TokenBucket, Burst: 100}
+	if f.l.startMark != 0 {
+		tb.Fatal("not a first start")
+	}
+}
+
+// A million live token buckets take no more than windows may: spent from twice, so that what has accrued since is in odd
+// parts.
+func TestMemory_PerTokenBucket(t *testing.T) { // not parallel: it measures the heap
+	if raceEnabled || testing.Short() {
+		t.Skip("some seconds; the race detector takes memory of its own")
+	}
+	const buckets = 1_000_000
+	before := heapBytes()
+	f := newFilling(t, buckets, 2)
+	f.inTokens(t)
+	check := func(what string) {
+		t.Helper()
+		heap, mapped := f.footprint(t, before, buckets)
+		t.Logf("%s: %.1f bytes of heap and %.1f of the file for each bucket", what, heap, mapped)
+		if heap+mapped > 100 {
+			t.Errorf("%s: %.1f bytes of heap and %.1f of the file for each bucket, want at most 100", what, heap, mapped)
+		}
+	}
+	f.spend(t, buckets)
+	f.now.mono += 1_234_567_891
+	f.spend(t, buckets)
+	check("own content")
+	f.hear(buckets)
+	check("and those of two peers")
+}
+
 // A million live buckets take less than 100 bytes each, the file and what two peers said of them included.
 func TestMemory_PerBucket(t *testing.T) { // not parallel: it measures the heap
 	if raceEnabled || testing.Short() {
@@ -155,6 +218,23 @@ func TestMemory_PerBucket(t *testing.T) { // not parallel: it measures the heap
 
 func BenchmarkMemory(b *testing.B) {
 	const buckets = 1_000_000
+	for _, peers := range []int{0, 2} {
+		b.Run(fmt.Sprintf("buckets=1e6/tokens/peers=%d", peers), func(b *testing.B) {
+			for b.Loop() {
+				before := heapBytes()
+				f := newFilling(b, buckets, peers)
+				f.inTokens(b)
+				for range 2 {
+					f.now.mono += 1_234_567_891
+					f.spend(b, buckets)
+				}
+				f.hear(buckets)
+				heap, mapped := f.footprint(b, before, buckets)
+				b.ReportMetric(heap, "heap_B/bucket")
+				b.ReportMetric(mapped, "mapped_B/bucket")
+			}
+		})
+	}
 	for _, windows := range []int{1, 2} {
 		for _, peers := range []int{0, 2} {
 			b.Run(fmt.Sprintf("buckets=1e6/windows=%d/peers=%d", windows, peers), func(b *testing.B) {

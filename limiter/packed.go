@@ -4,7 +4,8 @@ import "encoding/binary"
 
 // A bucket in use is a struct of pointers and room to grow; a million of them would take half a gigabyte. So one that is
 // left alone is packed: a few bytes in the shard's arena, which its record completes where it has one. It is unpacked
-// when it is next named. Packing keeps all that a decision goes by; a bucket that waits for an answer is not packed.
+// when it is next named. Packing keeps all that a decision goes by; a bucket that waits for an answer is not packed. Token
+// buckets have a form of their own (token_packed.go).
 //
 // Integers are varints; grains are written as units where they are whole (the lowest bit tells).
 //
@@ -52,11 +53,11 @@ const (
 
 // packable says whether nothing hangs on b that its packed form does not keep.
 func (b *bucket) packable(mono int64) bool {
-	if b.alg != FixedWindow && b.alg != SlidingWindow { // there is no packed form of anything else
-		return false
-	}
 	if b.ask.waiters != nil || b.ask.quietTo > mono || b.ask.inFlight && mono-b.ask.sentMono < forgetAsk {
 		return false
+	}
+	if b.alg == TokenBucket {
+		return b.tokensPackable(mono)
 	}
 	for i := range b.know {
 		k := &b.know[i]
@@ -97,6 +98,9 @@ func appendSigned(p []byte, g int64) []byte {
 
 // appendPacked writes b, which must be packable.
 func (r *recordFile) appendPacked(p []byte, b *bucket) []byte {
+	if b.alg == TokenBucket {
+		return b.appendPackedTokens(p)
+	}
 	main := noSlot
 	for i := range b.wins {
 		if main = b.wins[i].slot; main != noSlot {
@@ -315,6 +319,10 @@ func (r *recordFile) unpack(p []byte, b *bucket) {
 	} else {
 		u.p = u.p[len(b.id):]
 		b.span = span(u.uvarint()) * 1000
+	}
+	if b.alg == TokenBucket {
+		b.unpackTokens(&u, p[0])
+		return
 	}
 	b.limit = int64(u.uvarint())
 	counts := u.byte()

@@ -117,6 +117,7 @@ type sim struct {
 	turn    int // round robin's
 	victim  int // the attacker's present node
 	audits  int
+	packed  [2]int // buckets found in packed form: of windows, of tokens
 
 	admitted, refused, undecided int
 	refusedLate                  int // refused after they waited for shares
@@ -596,7 +597,12 @@ func (s *sim) audit(n *simNode) (over uint64) {
 	for i := range s.buckets {
 		id := &s.buckets[i].id
 		sh := &n.led.shards[shardOf(id)]
+		e := sh.lookup(id)
+		packed := e != nil && *e&entryFull == 0
 		if b := sh.get(id); b != nil {
+			if packed {
+				s.packed[btoi(b.tok != nil)]++
+			}
 			n.led.advance(sh, s.clock(n))
 			n.led.audit(sh, b)
 		}

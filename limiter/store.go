@@ -86,7 +86,7 @@ func (sh *shard) alloc() *bucket {
 // recycle empties a bucket that nothing names any more. What it allocated is kept to reuse.
 func (sh *shard) recycle(b *bucket) {
 	i, know, cells := b.index, b.know[:0], b.cells[:0]
-	*b = bucket{index: i, know: know, cells: cells}
+	*b = bucket{index: i, know: know, cells: cells, spare: b.tokenMemory()}
 	b.wins = b.first[:0]
 	if len(sh.free) >= fullPerShard { // left over from a rush of asks
 		sh.slab[i] = nil
@@ -118,6 +118,9 @@ func (l *ledger) pack(sh *shard, b *bucket, mono int64) bool {
 	if l.unsafePacked {
 		for i := range b.wins {
 			b.wins[i].given = 0
+		}
+		if b.tok != nil && b.tok.trade != nil {
+			b.tok.trade.out = b.tok.trade.out[:0]
 		}
 	}
 	sh.buf = l.records.appendPacked(sh.buf[:0], b)
@@ -190,10 +193,18 @@ func (sh *shard) open(at block) *bucket {
 		sh.lent = b
 	}
 	know, cells := b.know[:0], b.cells[:0]
-	*b = bucket{index: -1, live: true, know: know, cells: cells}
+	*b = bucket{index: -1, live: true, know: know, cells: cells, spare: b.tokenMemory()}
 	b.wins = b.first[:0]
 	sh.records.unpack(sh.arena.bytes(at), b)
 	return b
+}
+
+// loans is how many loans to others run.
+func (b *bucket) loans() int {
+	if b.tok == nil || b.tok.trade == nil {
+		return 0
+	}
+	return len(b.tok.trade.out)
 }
 
 // audited is how many of its windows the auditor is done with.
@@ -217,11 +228,11 @@ func (l *ledger) sweepPacked(sh *shard, n int) {
 		}
 		sh.sweepBlock = at + 1
 		b := sh.open(at)
-		had, audited := len(b.wins), b.audited()
+		had, audited, lent := len(b.wins), b.audited(), b.loans()
 		l.audit(sh, b)
 		l.dropWindows(sh, b)
 		idle := l.idle(sh, b)
-		if !idle && len(b.wins) == had && b.audited() == audited {
+		if !idle && len(b.wins) == had && b.audited() == audited && b.loans() == lent {
 			continue
 		}
 		// Its record may be another's from here on: nothing may read the old block.

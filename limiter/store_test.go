@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -85,7 +86,7 @@ func TestStore_MatchesMap(t *testing.T) {
 			}
 			ids = nil
 			clear(want)
-			if sh.live != 0 || sh.index.dir != nil || sh.arena.marked != [2]int{} {
+			if sh.live != 0 || sh.index.dir != nil || sh.arena.marked != [markKinds]int{} {
 				t.Fatalf("step %d: %d live, marks %v after all were dropped", step, sh.live, sh.arena.marked)
 			}
 			for _, p := range sh.arena.pages {
@@ -289,6 +290,116 @@ func TestPacked_RoundTrip(t *testing.T) {
 	}
 }
 
+// The same of token buckets: in any state that may be packed, all comes back but what an ask that is over left.
+func TestPacked_RoundTripTokens(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(8, 8))
+	grain := func() int64 {
+		v := rng.Int64N(1 << (1 + rng.IntN(55)))
+		if rng.IntN(2) == 0 {
+			v = whole(v)
+		}
+		return v
+	}
+	wide := func() uint64 { return rng.Uint64() >> rng.IntN(64) }
+	some := func(out int) bool { return rng.IntN(out) == 0 }
+	got := &bucket{}
+	for step := range 20_000 {
+		b := &bucket{alg: TokenBucket, span: span(1000 * (1 + rng.Int64N(maxWindow)))}
+		binary.LittleEndian.PutUint64(b.id[:], rng.Uint64())
+		binary.LittleEndian.PutUint64(b.id[8:], rng.Uint64())
+		if !some(20) {
+			tk := b.makeTokens()
+			tk.content, tk.room, tk.filled = grain(), grain(), grain()
+			tk.frac, tk.at = rng.Int64N(b.span.nanos()), rng.Int64()
+			tk.limit, tk.birth = rng.Int64N(1<<rng.IntN(40)), rng.Int64N(1<<rng.IntN(60))
+			tk.burst = tk.limit
+			if some(2) {
+				tk.burst = rng.Int64N(1 << rng.IntN(40))
+			}
+			if tk.highest = tk.burst; some(4) {
+				tk.highest += rng.Int64N(1000)
+			}
+			if tk.spent = some(2); tk.spent {
+				if tk.spentAt, tk.spentLimit = tk.at, tk.limit; some(2) {
+					tk.spentAt -= rng.Int64N(tk.at)
+				}
+				if some(4) {
+					tk.spentLimit++
+				}
+			}
+			if some(4) {
+				tk.generation = wide()
+			}
+			for range rng.IntN(3) {
+				tr := tk.dealings()
+				tr.out = append(tr.out, lease{units: grain(), end: tk.at + rng.Int64N(leaseNanos), inc: wide(), seq: wide(), peer: uint16(rng.IntN(maxPeers))})
+			}
+			for range rng.IntN(20) / (1 + rng.IntN(10)) {
+				k := level{peer: uint16(rng.IntN(maxPeers)), denied: uint8(rng.IntN(2) * rng.IntN(9))}
+				if !some(4) {
+					k.hear(grain(), wide()|1, wide()|1, rng.Int64N(1<<62))
+				}
+				if some(2) {
+					k.servedInc, k.servedSeq = k.inc, wide()
+				} else if some(2) {
+					k.servedInc, k.servedSeq = wide(), wide()
+				}
+				tk.dealings().levels = append(tk.trade.levels, k)
+			}
+		}
+		if !b.packable(0) {
+			t.Fatalf("step %d: not packable", step)
+		}
+		var r *recordFile
+		p := r.appendPacked(nil, b)
+		if id := r.packedName(p); id != b.id {
+			t.Fatalf("step %d: name %x, want %x", step, id, b.id)
+		}
+		*got = bucket{spare: got.tokenMemory()} // with what the last one left there
+		r.unpack(append(p, 0xee), got)
+		if got.id != b.id || got.span != b.span || got.alg != b.alg || (got.tok == nil) != (b.tok == nil) {
+			t.Fatalf("step %d: got %+v, want %+v", step, got, b)
+		}
+		if b.tok == nil {
+			continue
+		}
+		gotTrade, wantTrade := got.tok.dealings(), b.tok.dealings()
+		if !slices.Equal(gotTrade.out, wantTrade.out) || !slices.Equal(gotTrade.levels, wantTrade.levels) || len(gotTrade.in) > 0 || gotTrade.listed {
+			t.Fatalf("step %d: got %+v, want %+v", step, gotTrade, wantTrade)
+		}
+		g, w := *got.tok, *b.tok
+		if g.trade, w.trade = nil, nil; g != w {
+			t.Fatalf("step %d: got %+v, want %+v", step, g, w)
+		}
+	}
+}
+
+// What waits for an answer, or holds what others lent, stays in full form.
+func TestPacked_TokensInUse(t *testing.T) {
+	t.Parallel()
+	const now = int64(5e9)
+	for what, use := range map[string]func(b *bucket){
+		"a loan from another": func(b *bucket) { b.tok.trade.in = append(b.tok.trade.in, lease{units: 1}) },
+		"a loan to return":    func(b *bucket) { b.tok.trade.listed = true },
+		"an ask under way":    func(b *bucket) { b.tok.trade.learn(1).askSeq, b.tok.trade.learn(1).askMono = 1, now-leaseNanos+1 },
+		"a pause":             func(b *bucket) { b.tok.trade.learn(1).quietTo = now + 1 },
+		"a pause of all":      func(b *bucket) { b.ask.quietTo = now + 1 },
+		"a request that waits": func(b *bucket) {
+			b.addWaiter(&waiter{}, 1)
+		},
+	} {
+		b := &bucket{alg: TokenBucket, span: 60_000}
+		b.makeTokens().dealings().learn(1)
+		if !b.packable(now) {
+			t.Fatal("a bucket left alone is not packable")
+		}
+		if use(b); b.packable(now) {
+			t.Errorf("%s: packable", what)
+		}
+	}
+}
+
 // Whoever adds a field to what a bucket is made of has to say what becomes of it when the bucket is packed: kept by
 // appendPacked and unpack, a reason for packable to say no, or reckoned anew.
 func TestPacked_KnowsEveryField(t *testing.T) {
@@ -297,11 +408,15 @@ func TestPacked_KnowsEveryField(t *testing.T) {
 		of   any
 		want string
 	}{
-		{bucket{}, "id span alg cell live dirty recent index kind listAt limit wins first rank know cells ask tok"},
+		{bucket{}, "id span alg cell live dirty recent index kind listAt limit wins first rank know cells ask tok spare"},
 		{window{}, "n used given received cells slot lost vague audited refused"},
 		{cell{}, "value inc peer out"},
 		{counters{}, "n used prevUsed base net charge limit inc seq quietTo owing denied flags peer"},
 		{ask{}, "peer inFlight n seq sentMono quietTo waiting queued waiters"},
+		{tokens{}, "content frac at limit burst spent spentAt spentLimit highest due room filled birth generation trade"},
+		{tokenTrade{}, "in out levels listed"},
+		{lease{}, "units end inc seq peer"},
+		{level{}, "content heard inc seq askSeq askMono askSent askWant askSilent servedInc servedSeq quietTo denied peer"},
 	} {
 		var fields []string
 		kind := reflect.TypeOf(c.of)

@@ -36,11 +36,11 @@ type shard struct {
 	// Where sweeping, packing and telling go on.
 	sweepAt, trimAt int
 	sweepBlock      block
-	newsBlock       [2]block
-	// news lists buckets in full form with news for the others, by markHot and markCold; the arena marks packed ones.
-	news [2][]int32
-	// Token buckets with news, and those that hold what they borrowed. Some may have been forgotten since.
-	levels, borrowers []int32
+	newsBlock       [markKinds]block
+	// news lists buckets in full form with news for the others, by markHot and the other kinds; the arena marks packed ones.
+	news [markKinds][]int32
+	// borrowers are token buckets that hold what they borrowed. Some may have been forgotten since.
+	borrowers []int32
 	// forgotMono is up to when token buckets that were forgotten here had been reckoned.
 	forgotMono int64
 	buf        []byte  // for packing

@@ -14,7 +14,7 @@ const (
 
 // level is what is known of a peer's part of a token bucket: knowledge, never a right.
 type level struct {
-	content int64 // grains that it held at heard, on this node's monotonic clock
+	content int64 // grains that it held at heard, on this node's monotonic clock, in whole levelNanos
 	heard   int64
 	inc     uint64 // its incarnation and the sequence of the packet
 	seq     uint64
@@ -47,12 +47,15 @@ func (tr *tokenTrade) learn(peer uint16) *level {
 	return &tr.levels[len(tr.levels)-1]
 }
 
+// levelNanos is how exactly it is noted when a level was heard: the finer, the longer its packed form.
+const levelNanos = int64(1e6)
+
 // hear takes over what a peer said of itself, if it is news.
 func (k *level) hear(content int64, inc, seq uint64, mono int64) {
 	if inc < k.inc || inc == k.inc && seq <= k.seq {
 		return
 	}
-	k.content, k.heard, k.inc, k.seq = content, mono, inc, seq
+	k.content, k.heard, k.inc, k.seq = content, ceilDiv(mono, levelNanos)*levelNanos, inc, seq
 }
 
 // portionOf is the part of units of the node at pos, rounded up: good enough for what others are believed to hold.
@@ -358,6 +361,7 @@ func (l *ledger) onLeaseAnswer(t instant, from uint16, h header, m *leaseAnswer,
 	sh := &l.shards[shardOf(&m.id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	defer l.trim(sh, t.mono)
 	b, own := l.dealt(sh, &m.tokenName, t)
 	if b == nil {
 		return
@@ -430,6 +434,7 @@ func (l *ledger) onLeaseOver(t instant, from uint16, h header, m *leaseOver) {
 	sh := &l.shards[shardOf(&m.id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	defer l.trim(sh, t.mono)
 	b, _ := l.dealt(sh, &m.tokenName, t)
 	if b == nil || b.tok.trade == nil {
 		return
@@ -470,9 +475,8 @@ func (b *bucket) is(rule *Rule) bool {
 
 // touchTokens notes that the others do not know what b holds.
 func (sh *shard) touchTokens(b *bucket) {
-	if !b.tok.untold && !b.cell {
-		b.tok.untold = true
-		sh.levels = append(sh.levels, b.index)
+	if !b.dirty && !b.cell {
+		sh.list(b, markLevel)
 	}
 }
 

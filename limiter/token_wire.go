@@ -19,9 +19,6 @@ const (
 	typeLeaseAnswer = 6
 	typeLeaseOver   = 7
 	typeLevels      = 8
-
-	// maxLevelEntry bounds the bytes of one token bucket and its content.
-	maxLevelEntry = 16 + 5 + 3*10
 )
 
 type tokenName struct {
@@ -209,6 +206,7 @@ func (l *ledger) hearLevel(t instant, from uint16, h header, name *tokenName, co
 // What does not fit waits for the next call. It returns the bytes. Levels are few beside counters, and worth little
 // without their time: they are not passed on.
 func (l *ledger) newsOfTokens(t instant, budget int, to []uint16, send func(peer uint16, packet []byte)) (bytes int) {
+	v := l.view.Load()
 	p := newsPacket{kind: typeLevels}
 	out := func() {
 		if p.count == 0 {
@@ -223,7 +221,7 @@ func (l *ledger) newsOfTokens(t instant, budget int, to []uint16, send func(peer
 	first := int(l.newsAt.Load())
 	for i := range l.shards {
 		sh := &l.shards[(first+i)%shardCount]
-		for bytes < budget && l.packLevels(sh, t, &p) {
+		for bytes < budget && l.packShard(sh, v, t, markLevel, &p) {
 			out()
 		}
 	}
@@ -231,36 +229,21 @@ func (l *ledger) newsOfTokens(t instant, budget int, to []uint16, send func(peer
 	return bytes
 }
 
-// packLevels appends entries of one shard until it has no more, or reports that the packet is full.
-func (l *ledger) packLevels(sh *shard, t instant, p *newsPacket) bool {
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if len(sh.levels) == 0 || sh.closed {
-		return false
+// tellLevel appends what a token bucket holds.
+func (l *ledger) tellLevel(b *bucket, t instant, p *newsPacket) {
+	if b.tok == nil {
+		return
 	}
-	told := 0
-	for ; told < len(sh.levels); told++ {
-		if len(p.buf)+maxLevelEntry > MaxPacket || p.count == maxEntries {
-			break
-		}
-		b := sh.slab[sh.levels[told]]
-		if b == nil || b.tok == nil || !b.tok.untold {
-			continue // forgotten since, or told already
-		}
-		b.tok.untold = false
-		if p.count == 0 {
-			l.begin(p, t)
-		}
-		name := b.tokenName()
-		if ps := l.entitled(l.view.Load(), t); ps != nil {
-			l.reckon(b, ps, &name.rule, t.mono) // it has gained since
-		}
-		p.buf = binary.AppendUvarint(appendToken(p.buf, &name), uint64(b.tok.content))
-		p.count++
-		p.buf[p.lead] = p.count
+	if p.count == 0 {
+		l.begin(p, t)
 	}
-	sh.levels = append(sh.levels[:0], sh.levels[told:]...)
-	return len(sh.levels) > 0
+	name := b.tokenName()
+	if ps := l.entitled(l.view.Load(), t); ps != nil {
+		l.reckon(b, ps, &name.rule, t.mono) // it has gained since
+	}
+	p.buf = binary.AppendUvarint(appendToken(p.buf, &name), uint64(b.tok.content))
+	p.count++
+	p.buf[p.lead] = p.count
 }
 
 // tokenName is how packets name b.

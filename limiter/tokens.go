@@ -31,7 +31,6 @@ type tokens struct {
 	room, filled int64
 	birth        int64  // of no other bucket in this process, 0 in none
 	generation   uint64 // of the newest reset of the bucket that it was emptied after (ledger.inName)
-	untold       bool   // among the shard's levels
 	trade        *tokenTrade
 }
 
@@ -176,7 +175,8 @@ func (l *ledger) most(b *bucket, p *phase, limit, burst int64) int64 {
 // that is older than what was acted on counts as that: no time is lived through twice.
 func (l *ledger) reckon(b *bucket, ps *phases, rule *Rule, mono int64) (own int64) {
 	if b.tok == nil {
-		b.tok = &tokens{birth: l.births.Add(1), limit: rule.Limit, burst: rule.Burst, highest: rule.Burst}
+		tk := b.makeTokens()
+		tk.birth, tk.limit, tk.burst, tk.highest = l.births.Add(1), rule.Limit, rule.Burst, rule.Burst
 		// It may have been here before: a reading of the clock from then must not find it full.
 		mono = max(mono, l.shards[shardOf(&b.id)].forgotMono)
 		l.fillUntouched(b, ps, mono)
@@ -350,7 +350,7 @@ func (l *ledger) adoptTokens(b *bucket, ps *phases) {
 		return
 	}
 	l.run(c, ps, max(b.tok.at, c.tok.at), c.tok.limit, c.tok.burst)
-	if tk := b.tok; c.tok.spent {
+	if tk := b.tok; c.tok.spent && !c.tok.overdue(b.span.nanos()) {
 		tk.spent, tk.spentAt, tk.spentLimit = true, c.tok.spentAt, c.tok.spentLimit
 		tk.highest = max(tk.highest, c.tok.highest)
 		if gone := tk.content - c.tok.content; gone > 0 {
