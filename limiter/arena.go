@@ -33,14 +33,14 @@ const (
 
 // blockSizes are the lengths of blocks. At most 256 fit a page.
 var blockSizes = [...]uint16{
-	16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 128, 144, 160, 192, 224, 256, 328, 392, 496, 664, 992, 1328, 1992, maxBlock,
+	16, 24, 32, 40, 48, 56, 64, 72, 76, 80, 84, 88, 96, 104, 112, 128, 144, 160, 192, 224, 256, 328, 392, 496, 664, 992, 1328, 1992, maxBlock,
 }
 
-// classOf is the class of a length in units of eight bytes, rounded up.
-var classOf = func() (table [maxBlock/8 + 1]uint8) {
+// classOf is the class of a length in units of four bytes, rounded up.
+var classOf = func() (table [maxBlock/4 + 1]uint8) {
 	class := uint8(0)
 	for i := range table {
-		for int(blockSizes[class]) < 8*i {
+		for int(blockSizes[class]) < 4*i {
 			class++
 		}
 		table[i] = class
@@ -63,7 +63,7 @@ func (a *arena) alloc(length int) block {
 	if length > maxBlock {
 		return 0
 	}
-	class := classOf[(length+7)/8]
+	class := classOf[(length+3)/4]
 	n := a.avail[class]
 	if n == 0 {
 		if n = a.newPage(class); n == 0 {

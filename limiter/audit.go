@@ -29,6 +29,7 @@ type auditStats struct {
 	unused    uint64 // millionths of the limit that these left unused, summed up
 }
 
+// auditKey names a window, or a token bucket from its first request to when all is back, by −birth.
 type auditKey struct {
 	id BucketID
 	n  int64
@@ -93,6 +94,10 @@ func (b *bucket) sum(n int64) (a tally) {
 
 // audit looks at one bucket, by the greatest clock reading acted on in its shard.
 func (l *ledger) audit(sh *shard, b *bucket) {
+	if b.alg == TokenBucket && !b.cell {
+		l.auditTokens(sh, b)
+		return
+	}
 	if b.cell || b.alg != FixedWindow && b.alg != SlidingWindow || len(b.wins) == 0 && len(b.know) == 0 {
 		return
 	}
@@ -122,7 +127,11 @@ func (l *ledger) auditWindow(sh *shard, b *bucket, n int64) {
 	if over <= 0 {
 		return
 	}
-	key := auditKey{b.id, n}
+	sh.noteOver(auditKey{b.id, n}, over)
+}
+
+// noteOver counts an excess, as far as it was not found before.
+func (sh *shard) noteOver(key auditKey, over int64) {
 	before, known := sh.over[key]
 	if over <= before {
 		return

@@ -5,13 +5,18 @@ import (
 	"testing"
 )
 
-// aftermath lets the news of a violation get about, as it does in a cluster that lives on, and returns what the auditors found.
-func (s *sim) aftermath() (found uint64) {
+// calmNet lets all nodes run and hear each other.
+func (s *sim) calmNet() {
 	clear(s.cut)
 	s.loss, s.repeat, s.delay = 0, 0, 1
 	for _, n := range s.nodes {
 		s.resume(n)
 	}
+}
+
+// aftermath lets the news of a violation get about, as it does in a cluster that lives on, and returns what the auditors found.
+func (s *sim) aftermath() (found uint64) {
+	s.calmNet()
 	for range 2 {
 		for _, n := range s.nodes {
 			if n.up {

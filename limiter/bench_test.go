@@ -116,7 +116,7 @@ func TestLedger_PackingAllocatesNothing(t *testing.T) {
 	c := sampleCounters()
 	tokens := Rule{Limit: 1_000_000_000, Window: 60, Algorithm: TokenBucket, Burst: 1_000_000_000}
 	charges[2] = Charge{Bucket: bucketID(&[16]byte{1}, "p", tokens, []byte{2}), Rule: tokens, Cost: 1}
-	level := tokenName{charges[2].Bucket, tokens}
+	level := levelEntry{tokenName: tokenName{charges[2].Bucket, tokens}, content: 5 * grains, counted: 3, age: 1000}
 	var packet []byte
 	seq := uint64(0)
 	if n := testing.AllocsPerRun(2000, func() {
@@ -127,8 +127,7 @@ func TestLedger_PackingAllocatesNothing(t *testing.T) {
 		packet = append(appendHeader(packet[:0], header{typeNews, nodeHash("b"), 1, seq, now.ms}), 1)
 		packet = appendCounters(appendBucket(packet, &name), &c)
 		l.receive(now, "b", packet, &out)
-		packet = append(appendHeader(packet[:0], header{typeLevels, nodeHash("b"), 1, seq, now.ms}), 1)
-		packet = binary.AppendUvarint(appendToken(packet, &level), 5*grains)
+		packet = appendLevels(packet[:0], header{typeLevels, nodeHash("b"), 1, seq, now.ms}, now.mono, &level)
 		l.receive(now, "b", packet, &out)
 		now.mono += int64(1e6)
 	}); n != 0 {

@@ -1,5 +1,7 @@
 package limiter
 
+import "encoding/binary"
+
 // onNews takes in what a node says of its buckets. It reports whether the packet was well-formed; entries before a
 // fault are not taken in either.
 func (l *ledger) onNews(t instant, from string, h header, r reader) bool {
@@ -95,9 +97,14 @@ type newsPacket struct {
 // begin starts the packet: of news, or of one group to be passed on.
 func (l *ledger) begin(p *newsPacket, t instant) {
 	seq := l.seq.Add(1)
-	p.buf = appendHeader(p.buf, header{p.kind, l.selfHash, l.inc, seq, t.ms})
-	if p.kind == typeRelay {
-		p.buf = appendGroup(append(p.buf, 1, 1), header{typeNews, l.selfHash, l.inc, seq, t.ms})
+	h := header{p.kind, l.selfHash, l.inc, seq, t.ms}
+	p.buf = appendHeader(p.buf, h)
+	switch p.kind {
+	case typeRelay:
+		p.buf = appendGroup(append(p.buf, 1, 1), h)
+	case typeLevels:
+		p.buf = appendGroup(append(p.buf, 0, 1), h)
+		p.buf = binary.LittleEndian.AppendUint64(p.buf, uint64(t.mono))
 	}
 	p.lead = len(p.buf)
 	p.buf = append(p.buf, 0)

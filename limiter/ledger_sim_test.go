@@ -20,6 +20,7 @@ var (
 type simTotals struct {
 	admitted atomic.Int64
 	packed   [2]atomic.Int64
+	counts   atomic.Int64
 }
 
 // runSchedules runs count schedules and returns the failing one with the least seed among those that ran, nil for none.
@@ -45,6 +46,7 @@ func runSchedules(count int, plan func(seed uint64) *schedule, unsafely func(*si
 				}
 				s := p.run(false)
 				total.admitted.Add(int64(s.admitted))
+				total.counts.Add(int64(s.counts))
 				for i := range s.packed {
 					total.packed[i].Add(int64(s.packed[i]))
 				}
@@ -87,9 +89,13 @@ func TestLedger_NeverOver(t *testing.T) {
 		t.Fatalf("schedule %d, shrunk from %d steps: %s\nagain: go test ./limiter -run NeverOver -seed=%d", seed, steps, p.report(failure), seed)
 	}
 	admitted, packed, packedTokens := total.admitted.Load(), total.packed[0].Load(), total.packed[1].Load()
-	t.Logf("%d schedules, %d admissions; %d times windows were unpacked, %d times tokens", count, admitted, packed, packedTokens)
+	t.Logf("%d schedules, %d admissions; %d times windows were unpacked, %d times tokens; %d audits of tokens of two nodes and more",
+		count, admitted, packed, packedTokens, total.counts.Load())
 	if packed < int64(count) || packedTokens < int64(count) {
 		t.Errorf("windows were packed only %d times, token buckets %d times", packed, packedTokens)
+	}
+	if total.counts.Load() < int64(count)/10 {
+		t.Errorf("only %d audits of tokens of two nodes and more", total.counts.Load())
 	}
 	if admitted < int64(count)*10 {
 		t.Fatalf("only %d admissions in %d schedules: the simulator tests nothing", admitted, count)

@@ -96,18 +96,19 @@ func (f *filling) hear(buckets int) {
 func (f *filling) hearLevels(buckets int) {
 	var out outbox
 	var packet []byte
+	var levels []*levelEntry
 	for seq, peer := range f.peers {
-		count := byte(0)
+		p := f.l.peers.at(uint16(1 + seq))
+		p.bind(clockBound{inc: 2, mine: f.now.mono, theirs: f.now.mono + 1e12}, f.now.mono)
 		for i := range buckets {
-			if count == 0 {
-				packet = append(appendHeader(packet[:0], header{typeLevels, nodeHash(peer), 2, uint64(seq + i + 10_000_000), f.now.ms}), 0)
-			}
-			packet = appendToken(packet, &tokenName{f.id(i), f.rule})
-			packet = binary.AppendUvarint(packet, uint64(1+f.rng.Int64N(33*grains)))
-			if count++; len(packet)+maxEntry > MaxPacket || i == buckets-1 {
-				packet[headerLen] = count
-				count = 0
+			levels = append(levels, &levelEntry{
+				tokenName: tokenName{f.id(i), f.rule}, content: 1 + f.rng.Int64N(33*grains), counted: 1 + f.rng.Int64N(16), age: 1234,
+			})
+			if len(levels) == 30 || i == buckets-1 {
 				f.now.mono += 1_234_567
+				h := header{typeLevels, nodeHash(peer), 2, uint64(seq + i + 10_000_000), f.now.ms}
+				packet = appendLevels(packet[:0], h, f.now.mono+1e12, levels...)
+				levels = levels[:0]
 				f.l.receive(f.now, peer, packet, &out)
 			}
 		}

@@ -25,6 +25,11 @@ type peer struct {
 	// goroutine's own.
 	heardAt atomic.Int64
 	toldAt  int64
+	// bound is what is known of its monotonic clock; wantClock says that it speaks of token buckets, clockAskedAt when it was
+	// asked last, the gossip goroutine's own.
+	bound        atomic.Pointer[clockBound]
+	wantClock    atomic.Bool
+	clockAskedAt int64
 }
 
 const (

@@ -37,6 +37,7 @@ func (l *ledger) gossip(t instant, budget int, send func(peer uint16, packet []b
 		return // what there is to tell waits for somebody to join
 	}
 	l.relay.turn++
+	l.askClocks(t, to, send)
 	v := l.view.Load()
 	if len(to) <= directMost {
 		each := max(budget/len(to), 1)

@@ -118,6 +118,7 @@ type sim struct {
 	victim  int // the attacker's present node
 	audits  int
 	packed  [2]int // buckets found in packed form: of windows, of tokens
+	counts  int    // token buckets audited of which two nodes or more were known to count
 
 	admitted, refused, undecided int
 	refusedLate                  int // refused after they waited for shares
@@ -603,6 +604,7 @@ func (s *sim) audit(n *simNode) (over uint64) {
 			if packed {
 				s.packed[btoi(b.tok != nil)]++
 			}
+			s.counts += btoi(counting(b) > 1)
 			n.led.advance(sh, s.clock(n))
 			n.led.audit(sh, b)
 		}

@@ -275,3 +275,17 @@ func (s *sim) pourTokens(b int, rule Rule) {
 		s.tick(25)
 	}
 }
+
+// counting is how many nodes are known to have admitted some of what the auditor of a token bucket sums up.
+func counting(b *bucket) (nodes int) {
+	if b.tok == nil {
+		return 0
+	}
+	nodes = btoi(b.tok.counted > 0)
+	if b.tok.trade != nil {
+		for i := range b.tok.trade.levels {
+			nodes += btoi(b.tok.trade.levels[i].counted > 0)
+		}
+	}
+	return nodes
+}

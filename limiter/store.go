@@ -5,7 +5,7 @@ package limiter
 
 const (
 	// fullPerShard is how many buckets a shard keeps in full form; those used again soon need no unpacking.
-	fullPerShard = 192
+	fullPerShard = 160
 	// trimTries bounds what one call looks at to find one to pack.
 	trimTries = 8
 )

@@ -311,11 +311,15 @@ func TestPacked_RoundTripTokens(t *testing.T) {
 		if !some(20) {
 			tk := b.makeTokens()
 			tk.content, tk.room, tk.filled = grain(), grain(), grain()
-			tk.frac, tk.at = rng.Int64N(b.span.nanos()), rng.Int64()
+			tk.frac, tk.at = rng.Int64N(b.span.nanos()), 1+rng.Int64N(1<<61)
 			tk.limit, tk.birth = rng.Int64N(1<<rng.IntN(40)), rng.Int64N(1<<rng.IntN(60))
 			tk.burst = tk.limit
 			if some(2) {
 				tk.burst = rng.Int64N(1 << rng.IntN(40))
+			}
+			if part := tk.burst * grains / int64(1+rng.IntN(200)); some(2) && part > 0 {
+				tk.content = rng.Int64N(part)
+				tk.room = part + rng.Int64N(3) - tk.content
 			}
 			if tk.highest = tk.burst; some(4) {
 				tk.highest += rng.Int64N(1000)
@@ -331,6 +335,12 @@ func TestPacked_RoundTripTokens(t *testing.T) {
 			if some(4) {
 				tk.generation = wide()
 			}
+			if tk.countFrom = tk.at / levelNanos * levelNanos; some(2) {
+				tk.counted = 1 + rng.Int64N(1<<rng.IntN(56))
+				tk.countFrom -= rng.Int64N(1<<rng.IntN(40)) * levelNanos
+			} else if some(4) {
+				tk.countFrom += (1 + rng.Int64N(1<<rng.IntN(40))) * levelNanos
+			}
 			for range rng.IntN(3) {
 				tr := tk.dealings()
 				tr.out = append(tr.out, lease{units: grain(), end: tk.at + rng.Int64N(leaseNanos), inc: wide(), seq: wide(), peer: uint16(rng.IntN(maxPeers))})
@@ -339,6 +349,10 @@ func TestPacked_RoundTripTokens(t *testing.T) {
 				k := level{peer: uint16(rng.IntN(maxPeers)), denied: uint8(rng.IntN(2) * rng.IntN(9))}
 				if !some(4) {
 					k.hear(grain(), wide()|1, wide()|1, rng.Int64N(1<<62))
+				}
+				if some(2) {
+					k.counted = 1 + rng.Int64N(1<<rng.IntN(56))
+					k.countFrom = k.heard - rng.Int64N(1<<rng.IntN(40))*levelNanos
 				}
 				if some(2) {
 					k.servedInc, k.servedSeq = k.inc, wide()
@@ -413,10 +427,10 @@ func TestPacked_KnowsEveryField(t *testing.T) {
 		{cell{}, "value inc peer out"},
 		{counters{}, "n used prevUsed base net charge limit inc seq quietTo owing denied flags peer"},
 		{ask{}, "peer inFlight n seq sentMono quietTo waiting queued waiters"},
-		{tokens{}, "content frac at limit burst spent spentAt spentLimit highest due room filled birth generation trade"},
+		{tokens{}, "content frac at limit burst spent spentAt spentLimit highest due room filled birth generation counted countFrom trade"},
 		{tokenTrade{}, "in out levels listed"},
 		{lease{}, "units end inc seq peer"},
-		{level{}, "content heard inc seq askSeq askMono askSent askWant askSilent servedInc servedSeq quietTo denied peer"},
+		{level{}, "content heard inc seq askSeq askMono askSent askWant askSilent servedInc servedSeq quietTo counted countFrom denied peer"},
 	} {
 		var fields []string
 		kind := reflect.TypeOf(c.of)

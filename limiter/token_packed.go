@@ -6,11 +6,11 @@ import "encoding/binary"
 //
 //	bucket    algorithm | tokensHeld | tokensSpent | tokensLent (1 byte) · name (16) · window length in seconds; without
 //	          tokensHeld that is all · flags | number of peers known<<5 (1), the latter in full if 7 or more · limit · burst ·
-//	          content · frac · at · room · filled · birth · highest, spentAt, spentLimit, generation as far as the flags want
-//	          them · loans to others · peers
+//	          content · frac · at · room (appendRoom) · filled · birth · highest, spentAt, spentLimit, generation, what is counted and
+//	          since when, as far as the flags want them · loans to others · peers
 //	loan      units · end after at · incarnation · sequence · peer
-//	peer      flags (1) · its number · content, milliseconds from the one before, incarnation, sequence if it was heard ·
-//	          sequence and incarnation of its ask that was served last, if any · denials
+//	peer      flags | its number<<5 (1), the latter in full if 7 or more · content, milliseconds from the one before, incarnation, sequence if it was heard ·
+//	          sequence and incarnation of its ask that was served last, if any · denials · what it counts, and since when
 //
 // Loans that this node took are not packed: they are returned in the next interval.
 const (
@@ -22,6 +22,7 @@ const (
 	tokHighest    = 1 << 1 // the highest burst is the present one
 	tokSpentNow   = 1 << 2 // spentAt is at, spentLimit is the limit
 	tokGeneration = 1 << 3
+	tokCounted    = 1 << 4 // something is counted, or not before countFrom
 	tokPeers      = 5
 	manyPeers     = 7
 
@@ -29,6 +30,8 @@ const (
 	levelServed    = 1 << 1
 	levelServedInc = 1 << 2 // the incarnation that was served is the one that was heard
 	levelDenied    = 1 << 3
+	levelCounted   = 1 << 4
+	levelPeer      = 5
 )
 
 // makeTokens gives b an empty token bucket, in memory that it used before where there is some.
@@ -109,6 +112,9 @@ func (b *bucket) appendPackedTokens(p []byte) []byte {
 	if tk.generation != 0 {
 		flags |= tokGeneration
 	}
+	if tk.counted > 0 || tk.blurred() {
+		flags |= tokCounted
+	}
 	p = append(p, flags)
 	if len(levels) >= manyPeers {
 		p = binary.AppendUvarint(p, uint64(len(levels)))
@@ -120,7 +126,7 @@ func (b *bucket) appendPackedTokens(p []byte) []byte {
 	p = appendGrains(p, tk.content)
 	p = binary.AppendUvarint(p, uint64(tk.frac))
 	p = binary.AppendUvarint(p, uint64(tk.at))
-	p = appendGrains(p, tk.room)
+	p = appendRoom(p, tk)
 	p = appendGrains(p, tk.filled)
 	p = binary.AppendUvarint(p, uint64(tk.birth))
 	if flags&tokHighest == 0 {
@@ -132,6 +138,10 @@ func (b *bucket) appendPackedTokens(p []byte) []byte {
 	}
 	if flags&tokGeneration != 0 {
 		p = binary.AppendUvarint(p, tk.generation)
+	}
+	if flags&tokCounted != 0 {
+		p = binary.AppendUvarint(p, uint64(tk.counted))
+		p = binary.AppendVarint(p, tk.at/levelNanos-tk.countFrom/levelNanos)
 	}
 	if len(out) > 0 {
 		p[first] |= tokensLent
@@ -146,6 +156,34 @@ func (b *bucket) appendPackedTokens(p []byte) []byte {
 		before = levels[i].heard / levelNanos
 	}
 	return p
+}
+
+// appendRoom names what part of the burst content and room are together, where that is what one of up to 127 nodes has.
+func appendRoom(p []byte, tk *tokens) []byte {
+	if n := tk.nodes(); n != 0 {
+		more := tk.content + tk.room - tk.burst*grains/n
+		return append(p, byte(n<<1|more))
+	}
+	return appendGrains(append(p, 0), tk.room)
+}
+
+// nodes is among how many the burst is split, going by content and room; 0 if these are no such part.
+func (tk *tokens) nodes() int64 {
+	full := tk.burst * grains
+	if most := tk.content + tk.room; most > 0 {
+		if n := (full + most/2) / most; n > 0 && n <= 127 && uint64(most-full/n) <= 1 {
+			return n
+		}
+	}
+	return 0
+}
+
+func (u *unpacker) room(tk *tokens) int64 {
+	part := int64(u.byte())
+	if part == 0 {
+		return u.grains()
+	}
+	return tk.burst*grains/(part>>1) + part&1 - tk.content
 }
 
 func appendLoan(p []byte, o *lease, at int64) []byte {
@@ -170,7 +208,13 @@ func appendLevel(p []byte, k *level, before int64) []byte {
 	if k.denied != 0 {
 		flags |= levelDenied
 	}
-	p = binary.AppendUvarint(append(p, flags), uint64(k.peer))
+	if k.counted != 0 {
+		flags |= levelCounted
+	}
+	p = append(p, flags|byte(min(k.peer, manyPeers))<<levelPeer)
+	if k.peer >= manyPeers {
+		p = binary.AppendUvarint(p, uint64(k.peer))
+	}
 	if flags&levelHeard != 0 {
 		p = appendGrains(p, k.content)
 		p = binary.AppendVarint(p, k.heard/levelNanos-before)
@@ -185,6 +229,10 @@ func appendLevel(p []byte, k *level, before int64) []byte {
 	}
 	if flags&levelDenied != 0 {
 		p = append(p, k.denied)
+	}
+	if flags&levelCounted != 0 {
+		p = binary.AppendUvarint(p, uint64(k.counted))
+		p = binary.AppendUvarint(p, uint64(k.heard-k.countFrom)/uint64(levelNanos))
 	}
 	return p
 }
@@ -206,7 +254,8 @@ func (b *bucket) unpackTokens(u *unpacker, kind byte) {
 	}
 	tk.content = u.grains()
 	tk.frac, tk.at = int64(u.uvarint()), int64(u.uvarint())
-	tk.room, tk.filled = u.grains(), u.grains()
+	tk.room = u.room(tk)
+	tk.filled = u.grains()
 	tk.birth = int64(u.uvarint())
 	if tk.highest = tk.burst; flags&tokHighest == 0 {
 		tk.highest = int64(u.uvarint())
@@ -219,6 +268,10 @@ func (b *bucket) unpackTokens(u *unpacker, kind byte) {
 	}
 	if flags&tokGeneration != 0 {
 		tk.generation = u.uvarint()
+	}
+	if tk.countFrom = tk.at / levelNanos * levelNanos; flags&tokCounted != 0 {
+		tk.counted = int64(u.uvarint())
+		tk.countFrom -= u.varint() * levelNanos
 	}
 	if kind&tokensLent != 0 {
 		tr := tk.dealings()
@@ -238,7 +291,9 @@ func (b *bucket) unpackTokens(u *unpacker, kind byte) {
 
 func unpackLevel(u *unpacker, k *level, before int64) {
 	flags := u.byte()
-	k.peer = uint16(u.uvarint())
+	if k.peer = uint16(flags >> levelPeer); k.peer == manyPeers {
+		k.peer = uint16(u.uvarint())
+	}
 	if flags&levelHeard != 0 {
 		k.content = u.grains()
 		k.heard = (before + u.varint()) * levelNanos
@@ -252,5 +307,9 @@ func unpackLevel(u *unpacker, k *level, before int64) {
 	}
 	if flags&levelDenied != 0 {
 		k.denied = u.byte()
+	}
+	if flags&levelCounted != 0 {
+		k.counted = int64(u.uvarint())
+		k.countFrom = k.heard - int64(u.uvarint())*levelNanos
 	}
 }

@@ -26,8 +26,10 @@ type level struct {
 	// The newest ask of its that was answered here: an older one is a replay.
 	servedInc, servedSeq uint64
 	quietTo              int64 // monotonic time before which it is not asked
-	denied               uint8
-	peer                 uint16
+	// What it counts (token_audit.go), since countFrom or later by this node's monotonic clock; 0 for nothing known.
+	counted, countFrom int64
+	denied             uint8
+	peer               uint16
 }
 
 func (tr *tokenTrade) level(peer uint16) *level {
@@ -51,11 +53,12 @@ func (tr *tokenTrade) learn(peer uint16) *level {
 const levelNanos = int64(1e6)
 
 // hear takes over what a peer said of itself, if it is news.
-func (k *level) hear(content int64, inc, seq uint64, mono int64) {
+func (k *level) hear(content int64, inc, seq uint64, mono int64) bool {
 	if inc < k.inc || inc == k.inc && seq <= k.seq {
-		return
+		return false
 	}
 	k.content, k.heard, k.inc, k.seq = content, ceilDiv(mono, levelNanos)*levelNanos, inc, seq
+	return true
 }
 
 // portionOf is the part of units of the node at pos, rounded up: good enough for what others are believed to hold.
@@ -308,7 +311,7 @@ func (l *ledger) onLeaseAsk(t instant, from uint16, h header, m *leaseAsk, out *
 			}
 		}
 		if answer.lent > 0 {
-			answer.flags = 0
+			answer.flags = btou(b.tok.blurred()) * flagBlurred
 		}
 		answer.content = b.tok.content
 	}
@@ -384,6 +387,9 @@ func (l *ledger) onLeaseAnswer(t instant, from uint16, h header, m *leaseAnswer,
 		k.denied = 0
 		tk.trade.in = append(tk.trade.in, lease{units: m.lent, end: end, seq: m.ask, peer: from})
 		tk.content += m.lent
+		if m.flags&flagBlurred != 0 {
+			tk.blur(min(tk.limit, m.rule.Limit), b.span.nanos())
+		}
 		sh.stats.received += uint64(m.lent)
 		if tk.content <= own {
 			l.giveBack(sh, b, own, t, out)
@@ -424,7 +430,7 @@ func (l *ledger) returnUnused(c *Charge, t instant, out *outbox) {
 
 // over tells a donor that a lease is over, and how much of it comes back.
 func (l *ledger) over(in *lease, back int64, b *bucket, t instant, out *outbox) {
-	m := leaseOver{receiver: l.peers.at(in.peer).hash, tokenName: b.tokenName(), ask: in.seq, back: back}
+	m := leaseOver{receiver: l.peers.at(in.peer).hash, tokenName: b.tokenName(), ask: in.seq, back: back, flags: btou(b.tok.blurred()) * flagBlurred}
 	h := header{typeLeaseOver, l.selfHash, l.inc, l.seq.Add(1), t.ms}
 	out.add(in.peer, func(buf []byte) []byte { return appendLeaseOver(buf, h, &m) })
 }
@@ -448,6 +454,9 @@ func (l *ledger) onLeaseOver(t instant, from uint16, h header, m *leaseOver) {
 	tk.trade.out = append(tk.trade.out[:i], tk.trade.out[i+1:]...)
 	tk.content += back
 	tk.missing()
+	if back > 0 && m.flags&flagBlurred != 0 {
+		tk.blur(min(tk.limit, m.rule.Limit), b.span.nanos())
+	}
 	tk.note(l.most(b, l.phases.Load().at(tk.at), tk.limit, tk.burst) + tk.borrowed())
 	if back > 0 {
 		sh.touchTokens(b)

@@ -1,6 +1,9 @@
 package limiter
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math"
+)
 
 // The packets of token buckets, in the terms of wire.go.
 //
@@ -10,8 +13,12 @@ import "encoding/binary"
 //	          content of the sender
 //	answer    header · nodeHash of the receiver (8) · token · the asker's incarnation · the ask's sequence · flags (1) ·
 //	          what is lent · content of the sender
-//	over      header · nodeHash of the receiver (8) · token · the ask's sequence · what comes back
-//	levels    header · number of entries (1) · (token · content of the sender) each
+//	over      header · nodeHash of the receiver (8) · token · the ask's sequence · what comes back · flags (1)
+//	levels    header · 1 to be passed on, else 0 (1) · number of groups (1) · groups
+//	group     as of a relay packet, with the origin's monotonic clock (8) before the number of entries, and of entries
+//	          (token · content · units counted · milliseconds since counting began) each
+//	clock     header · nodeHash of the receiver (8) · 0 in a question, else the asker's incarnation · 0, or the asker's
+//	          monotonic clock when it asked (8) · the sender's monotonic clock (8)
 //
 // The ask's sequence is that of its first packet: one that is sent again is still the same.
 const (
@@ -19,6 +26,10 @@ const (
 	typeLeaseAnswer = 6
 	typeLeaseOver   = 7
 	typeLevels      = 8
+	typeClock       = 9
+
+	// flagBlurred, of an answer and of an over: what is lent, or comes back, may have been counted twice (token_audit.go).
+	flagBlurred = 2
 )
 
 type tokenName struct {
@@ -47,8 +58,21 @@ type leaseAnswer struct {
 type leaseOver struct {
 	receiver uint64
 	tokenName
-	ask  uint64
-	back int64
+	ask   uint64
+	back  int64
+	flags uint8
+}
+
+type clockMessage struct {
+	receiver    uint64
+	receiverInc uint64 // 0: a question
+	echo, mono  int64
+}
+
+// levelEntry is what a node says of a token bucket: what it holds, and how many units it counted since age milliseconds ago.
+type levelEntry struct {
+	tokenName
+	content, counted, age int64
 }
 
 func appendToken(b []byte, m *tokenName) []byte {
@@ -81,7 +105,20 @@ func appendLeaseOver(b []byte, h header, m *leaseOver) []byte {
 	b = binary.LittleEndian.AppendUint64(appendHeader(b, h), m.receiver)
 	b = appendToken(b, &m.tokenName)
 	b = binary.AppendUvarint(b, m.ask)
-	return binary.AppendUvarint(b, uint64(m.back))
+	return append(binary.AppendUvarint(b, uint64(m.back)), m.flags)
+}
+
+func appendClock(b []byte, h header, m *clockMessage) []byte {
+	b = binary.LittleEndian.AppendUint64(appendHeader(b, h), m.receiver)
+	b = binary.AppendUvarint(b, m.receiverInc)
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.echo))
+	return binary.LittleEndian.AppendUint64(b, uint64(m.mono))
+}
+
+func appendLevelEntry(b []byte, e *levelEntry) []byte {
+	b = binary.AppendUvarint(appendToken(b, &e.tokenName), uint64(e.content))
+	b = binary.AppendUvarint(b, uint64(e.counted))
+	return binary.AppendUvarint(b, uint64(e.age))
 }
 
 func (r *reader) token() tokenName {
@@ -115,14 +152,54 @@ func (r *reader) leaseAnswer() leaseAnswer {
 		lent: r.units(maxWireUnit), content: r.units(maxWireUnit),
 	}
 	// Denied or something lent, one of the two, and no more than there is.
-	if m.flags > flagDenied || (m.flags == flagDenied) != (m.lent == 0) || m.lent > m.rule.Burst*grains {
+	if m.flags > flagBlurred || (m.flags == flagDenied) != (m.lent == 0) || m.lent > m.rule.Burst*grains {
 		r.fail()
 	}
 	return m
 }
 
 func (r *reader) leaseOver() leaseOver {
-	return leaseOver{receiver: r.fixed64(), tokenName: r.token(), ask: r.sequence(), back: r.units(maxWireUnit)}
+	m := leaseOver{receiver: r.fixed64(), tokenName: r.token(), ask: r.sequence(), back: r.units(maxWireUnit), flags: r.byte()}
+	if m.flags&^flagBlurred != 0 {
+		r.fail()
+	}
+	return m
+}
+
+// clock is a question or an answer. Readings of monotonic clocks are sums and differences of each other: none is so great
+// that these overflow.
+func (r *reader) clock() clockMessage {
+	m := clockMessage{receiver: r.fixed64(), receiverInc: r.uvarint(), echo: r.reading(), mono: r.reading()}
+	if m.receiverInc == 0 && m.echo != 0 {
+		r.fail()
+	}
+	return m
+}
+
+func (r *reader) reading() int64 {
+	v := int64(r.fixed64())
+	if v < 0 || v > maxReading {
+		r.fail()
+		return 0
+	}
+	return v
+}
+
+// levelGroup reads a group of levels and hands its entries to visit.
+func (r *reader) levelGroup(visit func(g header, mono int64, e levelEntry)) header {
+	g := header{kind: typeLevels, sender: r.fixed64(), inc: r.uvarint(), seq: r.uvarint(), clock: r.signed(math.MaxInt64)}
+	if g.inc == 0 {
+		r.fail()
+	}
+	mono := r.reading()
+	for range r.byte() {
+		e := levelEntry{tokenName: r.token(), content: r.units(maxWireUnit), counted: r.units(maxWireUnit), age: r.units(maxReading / levelNanos)}
+		if r.bad {
+			break
+		}
+		visit(g, mono, e)
+	}
+	return g
 }
 
 // receiveTokens takes in a packet about token buckets. It reports whether it was one, and well-formed.
@@ -152,6 +229,14 @@ func (l *ledger) receiveTokens(t instant, from string, h header, r reader, out *
 		if p, ok := l.sender(t, from, h, m.receiver); ok {
 			l.onLeaseOver(t, p, h, &m)
 		}
+	case typeClock:
+		m := r.clock()
+		if !r.done() {
+			return false
+		}
+		if p, ok := l.sender(t, from, h, m.receiver); ok {
+			l.onClock(t, p, h, &m, out)
+		}
 	case typeLevels:
 		return l.onLevels(t, from, h, r)
 	default:
@@ -160,31 +245,35 @@ func (l *ledger) receiveTokens(t instant, from string, h header, r reader, out *
 	return true
 }
 
-// onLevels takes in what a node says of its token buckets.
+// onLevels takes in what nodes say of their token buckets.
 func (l *ledger) onLevels(t instant, from string, h header, r reader) bool {
+	pass := r.byte()
 	count := int(r.byte())
 	check := r
 	for range count {
-		check.token()
-		check.units(maxWireUnit)
+		check.levelGroup(func(header, int64, levelEntry) {})
 	}
-	if !check.done() {
+	if !check.done() || pass > 1 {
 		return false
 	}
-	p, ok := l.sender(t, from, h, l.selfHash)
-	if !ok {
+	if _, ok := l.sender(t, from, h, l.selfHash); !ok {
 		return true
 	}
+	v := l.view.Load()
 	for range count {
-		name := r.token()
-		content := r.units(maxWireUnit)
-		l.hearLevel(t, p, h, &name, content)
+		var peer uint16
+		known := false
+		r.levelGroup(func(g header, mono int64, e levelEntry) {
+			if peer, known = v.find(g.sender); known && g.sender != l.selfHash {
+				l.hearLevel(t, peer, g, mono, &e)
+			}
+		})
 	}
 	return true
 }
 
-func (l *ledger) hearLevel(t instant, from uint16, h header, name *tokenName, content int64) {
-	sh := &l.shards[shardOf(&name.id)]
+func (l *ledger) hearLevel(t instant, from uint16, g header, mono int64, e *levelEntry) {
+	sh := &l.shards[shardOf(&e.id)]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	ps := l.entitled(l.view.Load(), t)
@@ -192,14 +281,17 @@ func (l *ledger) hearLevel(t instant, from uint16, h header, name *tokenName, co
 		return
 	}
 	defer l.trim(sh, t.mono)
-	b := l.obtain(sh, &name.id, name.rule, true)
-	if b == nil || !b.is(&name.rule) {
+	b := l.obtain(sh, &e.id, e.rule, true)
+	if b == nil || !b.is(&e.rule) {
 		return
 	}
 	if b.tok == nil {
-		l.reckon(b, ps, &name.rule, t.mono)
+		l.reckon(b, ps, &e.rule, t.mono)
 	}
-	b.tok.dealings().learn(from).hear(content, h.inc, h.seq, max(t.mono, b.tok.at))
+	k := b.tok.dealings().learn(from)
+	if k.hear(e.content, g.inc, g.seq, max(t.mono, b.tok.at)) {
+		l.hearCount(b, k, &e.rule, e.counted, e.age, mono)
+	}
 }
 
 // newsOfTokens tells the nodes in to what the token buckets hold that changed: no new packet once budget bytes are used up.
@@ -241,7 +333,11 @@ func (l *ledger) tellLevel(b *bucket, t instant, p *newsPacket) {
 	if ps := l.entitled(l.view.Load(), t); ps != nil {
 		l.reckon(b, ps, &name.rule, t.mono) // it has gained since
 	}
-	p.buf = binary.AppendUvarint(appendToken(p.buf, &name), uint64(b.tok.content))
+	e := levelEntry{tokenName: name, content: b.tok.content}
+	if tk := b.tok; !tk.blurred() && tk.counted > 0 {
+		e.counted, e.age = tk.counted, tk.countAge(t.mono)
+	}
+	p.buf = appendLevelEntry(p.buf, &e)
 	p.count++
 	p.buf[p.lead] = p.count
 }

@@ -6,6 +6,16 @@ import (
 	"testing"
 )
 
+// appendLevels writes a packet of what a node says of its token buckets.
+func appendLevels(b []byte, h header, mono int64, levels ...*levelEntry) []byte {
+	b = appendGroup(append(appendHeader(b, h), 0, 1), h)
+	b = append(binary.LittleEndian.AppendUint64(b, uint64(mono)), byte(len(levels)))
+	for _, e := range levels {
+		b = appendLevelEntry(b, e)
+	}
+	return b
+}
+
 // The bytes of the packets of token buckets, there and back.
 func TestTokenWire_Golden(t *testing.T) {
 	t.Parallel()
@@ -36,18 +46,29 @@ func TestTokenWire_Golden(t *testing.T) {
 	if got := r.leaseAnswer(); got != answer || !r.done() {
 		t.Fatalf("got %+v, want %+v", got, answer)
 	}
-	over := leaseOver{receiver: 77, tokenName: name, ask: 9, back: 7}
-	r = check(appendLeaseOver(nil, h(typeLeaseOver), &over), head("07")+"4d00000000000000"+bucket+"09"+"07")
+	over := leaseOver{receiver: 77, tokenName: name, ask: 9, back: 7, flags: flagBlurred}
+	r = check(appendLeaseOver(nil, h(typeLeaseOver), &over), head("07")+"4d00000000000000"+bucket+"09"+"07"+"02")
 	if got := r.leaseOver(); got != over || !r.done() {
 		t.Fatalf("got %+v, want %+v", got, over)
 	}
-	levels := binary.AppendUvarint(appendToken(append(appendHeader(nil, h(typeLevels)), 1), &name), 300)
-	r = check(levels, head("08")+"01"+bucket+"ac02")
-	if got := r.byte(); got != 1 {
-		t.Fatalf("%d entries", got)
+	clock := clockMessage{receiver: 77, receiverInc: 3, echo: 8, mono: 258}
+	r = check(appendClock(nil, h(typeClock), &clock), head("09")+"4d00000000000000"+"03"+"0800000000000000"+"0201000000000000")
+	if got := r.clock(); got != clock || !r.done() {
+		t.Fatalf("got %+v, want %+v", got, clock)
 	}
-	if got := r.token(); got != name || r.units(maxWireUnit) != 300 || !r.done() {
-		t.Fatalf("got %+v, want %+v", got, name)
+	level := levelEntry{tokenName: name, content: 300, counted: 5, age: 700}
+	r = check(appendLevels(nil, h(typeLevels), 258, &level), head("08")+"00"+"01"+
+		"0500000000000000"+"02"+"8407"+"8404"+"0201000000000000"+"01"+bucket+"ac02"+"05"+"bc05")
+	if r.byte() != 0 || r.byte() != 1 {
+		t.Fatal("not one group that goes no further")
+	}
+	g := r.levelGroup(func(g header, mono int64, e levelEntry) {
+		if e != level || mono != 258 || g != h(typeLevels) {
+			t.Fatalf("got %+v at %d of %+v, want %+v", e, mono, g, level)
+		}
+	})
+	if g != h(typeLevels) || !r.done() {
+		t.Fatalf("a group of %+v", g)
 	}
 }
 
@@ -63,13 +84,17 @@ func TestTokenWire_RefusesNonsense(t *testing.T) {
 		return appendLeaseAnswer(nil, header{typeLeaseAnswer, a, 1, 1, 0}, &leaseAnswer{receiver: b, tokenName: name, receiverInc: 1, ask: 3, flags: flags, lent: lent})
 	}
 	for what, packet := range map[string][]byte{
-		"nothing lent":       answer(0, 0),
-		"denied and lent":    answer(flagDenied, 1),
-		"an unknown flag":    answer(2, 1),
-		"more than there is": answer(0, 20_001),
-		"an ask without one": appendLeaseAsk(nil, header{typeLeaseAsk, a, 1, 1, 0}, &leaseAsk{receiver: b, tokenName: name, want: 1}),
-		"no burst":           appendLeaseOver(nil, header{typeLeaseOver, a, 1, 1, 0}, &leaseOver{receiver: b, tokenName: empty, ask: 3}),
-		"an unknown type":    appendHeader(nil, header{typeLevels + 1, a, 1, 1, 0}),
+		"nothing lent":               answer(0, 0),
+		"denied and lent":            answer(flagDenied, 1),
+		"an unknown flag":            answer(4, 1),
+		"more than there is":         answer(0, 20_001),
+		"an ask without one":         appendLeaseAsk(nil, header{typeLeaseAsk, a, 1, 1, 0}, &leaseAsk{receiver: b, tokenName: name, want: 1}),
+		"no burst":                   appendLeaseOver(nil, header{typeLeaseOver, a, 1, 1, 0}, &leaseOver{receiver: b, tokenName: empty, ask: 3}),
+		"an unknown flag of an over": appendLeaseOver(nil, header{typeLeaseOver, a, 1, 1, 0}, &leaseOver{receiver: b, tokenName: name, ask: 3, flags: 1}),
+		"a question that answers":    appendClock(nil, header{typeClock, a, 1, 1, 0}, &clockMessage{receiver: b, echo: 1, mono: 1}),
+		"a clock before its start":   appendClock(nil, header{typeClock, a, 1, 1, 0}, &clockMessage{receiver: b, mono: -1}),
+		"levels cut short":           appendLevels(nil, header{typeLevels, a, 1, 1, 0}, 5, &levelEntry{tokenName: name})[:100],
+		"an unknown type":            appendHeader(nil, header{typeClock + 1, a, 1, 1, 0}),
 	} {
 		l := newTestLedger("b", 1)
 		var out outbox

@@ -31,7 +31,9 @@ type tokens struct {
 	room, filled int64
 	birth        int64  // of no other bucket in this process, 0 in none
 	generation   uint64 // of the newest reset of the bucket that it was emptied after (ledger.inName)
-	trade        *tokenTrade
+	// For the auditor (token_audit.go): the units admitted since countFrom, in whole levelNanos. In the future: none are counted yet.
+	counted, countFrom int64
+	trade              *tokenTrade
 }
 
 // tokenTrade is the part of a token bucket that only buckets with a life on other nodes need.
@@ -181,6 +183,7 @@ func (l *ledger) reckon(b *bucket, ps *phases, rule *Rule, mono int64) (own int6
 		mono = max(mono, l.shards[shardOf(&b.id)].forgotMono)
 		l.fillUntouched(b, ps, mono)
 		l.adoptTokens(b, ps)
+		tk.countFrom = tk.at / levelNanos * levelNanos
 	}
 	tk := b.tok
 	now := max(mono, tk.at)
@@ -198,12 +201,15 @@ func (l *ledger) reckon(b *bucket, ps *phases, rule *Rule, mono int64) (own int6
 		if tk.overdue(b.span.nanos()) {
 			tk.spent = false
 		}
+		least := min(limit, tk.limit)
 		tk.limit, tk.burst = limit, burst
+		tk.highest = max(tk.highest, burst)
+		tk.blur(least, b.span.nanos())
+		tk.forgetCounts()
 		if !tk.spent && !tk.trading() {
 			tk.highest = burst
 			l.fillUntouched(b, ps, now)
 		}
-		tk.highest = max(tk.highest, burst)
 		tk.note(l.most(b, ps.at(now), limit, burst) + tk.borrowed())
 	}
 	tk.settle()
@@ -374,6 +380,7 @@ func (l *ledger) tryTokens(v *view, b *bucket, c *Charge, t instant) Outcome {
 	if !b.cell && !l.inName(v, b, t) || c.Cost*grains > tk.content {
 		return Refused
 	}
+	tk.count(c.Cost, b.span.nanos())
 	tk.spend(c.Cost * grains)
 	tk.room += c.Cost * grains
 	if b.cell {
@@ -400,6 +407,7 @@ func (b *bucket) undoTokens(c *Charge) {
 	if tk := b.tok; tk != nil && tk.birth == c.charged {
 		tk.content += c.Cost * grains
 		tk.room -= c.Cost * grains
+		tk.uncount(c.Cost)
 		tk.settle()
 	}
 }
@@ -420,6 +428,7 @@ func (l *ledger) refundTokens(b *bucket, c *Charge) bool {
 	}
 	tk.content += x
 	tk.note(tk.content - x + tk.room)
+	tk.blur(tk.limit, b.span.nanos())
 	tk.settle()
 	return true
 }

@@ -41,6 +41,7 @@ const (
 	headerLen   = 34
 	relayLead   = headerLen + 2
 	maxWireUnit = int64(1) << 56
+	maxReading  = int64(1) << 61 // of a monotonic clock, in nanoseconds
 	maxEntries  = 255
 	// maxEntry bounds the bytes of one bucket and its counters.
 	maxEntry = 16 + 5 + 1 + 10 + 6*10 + 1
