@@ -89,6 +89,7 @@ func (l *ledger) noNews(t instant) []byte {
 
 type newsPacket struct {
 	kind  uint8
+	pass  uint8 // of levels
 	buf   []byte
 	lead  int // of the byte that counts entries
 	count uint8
@@ -103,7 +104,7 @@ func (l *ledger) begin(p *newsPacket, t instant) {
 	case typeRelay:
 		p.buf = appendGroup(append(p.buf, 1, 1), h)
 	case typeLevels:
-		p.buf = appendGroup(append(p.buf, 0, 1), h)
+		p.buf = appendGroup(append(p.buf, p.pass, 1), h)
 		p.buf = binary.LittleEndian.AppendUint64(p.buf, uint64(t.mono))
 	}
 	p.lead = len(p.buf)

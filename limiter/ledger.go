@@ -110,6 +110,7 @@ func newLedger(c ledgerConfig) *ledger {
 	l.view.Store(&view{})
 	l.peers.add(c.self)
 	l.startPhases(c.startMono)
+	l.relay.news.kind, l.relay.levels.kind = typeRelay, typeLevels
 	for i := range l.shards {
 		l.shards[i].maxMillis = c.startMark
 		l.shards[i].records = c.records

@@ -118,7 +118,7 @@ func (f *filling) hearLevels(buckets int) {
 // rest lets everything be told and packed.
 func (f *filling) rest() {
 	f.l.news(f.now, 1<<40, typeNews, func([]byte) {})
-	f.l.newsOfTokens(f.now, 1<<40, nil, nil)
+	f.l.newsOfTokens(f.now, 1<<40, 0, func([]byte) {})
 	f.now.mono += int64(1e9)
 	for i := range f.l.shards {
 		for range 2 {

@@ -14,19 +14,27 @@ const (
 	maxPassing = 1 << 16
 )
 
-// relay holds what others gave to pass on: groups of a relay packet, in the order in which they came.
+// relay holds what others gave to pass on: counters, and levels of token buckets.
 type relay struct {
+	news, levels relayQueue
+
+	// What follows is the caller of gossip's own, one goroutine.
+	turn   uint64
+	credit int // bytes that may still be sent to all together, and
+	own    int // of own news to each; both may be in debt by a packet
+	packet []byte
+}
+
+// relayQueue holds groups of packets of a type, in the order in which they came.
+type relayQueue struct {
+	kind   uint8
 	mu     sync.Mutex
 	groups []byte
 	ends   []int // of each group in groups
 
-	// What follows is the caller of gossip's own, one goroutine.
-	turn    uint64
-	credit  int // bytes that may still be sent to all together, and
-	own     int // of own news to each; both may be in debt by a packet
+	// As above.
 	sending []byte
 	cuts    []int
-	packet  []byte
 }
 
 // gossip sends news and passes on what others told, at most budget bytes in the long run if called once an interval. send
@@ -42,12 +50,13 @@ func (l *ledger) gossip(t instant, budget int, send func(peer uint16, packet []b
 	if len(to) <= directMost {
 		each := max(budget/len(to), 1)
 		l.relay.own = min(l.relay.own+each, each)
-		l.relay.own -= l.newsOfTokens(t, l.relay.own/2, to, send)
-		l.relay.own -= l.news(t, l.relay.own, typeNews, func(packet []byte) {
+		tell := func(packet []byte) {
 			for _, p := range to {
 				send(p, packet)
 			}
-		})
+		}
+		l.relay.own -= l.newsOfTokens(t, l.relay.own/2, 0, tell)
+		l.relay.own -= l.news(t, l.relay.own, typeNews, tell)
 		return
 	}
 	r := &v.rosters[len(v.rosters)-1]
@@ -57,17 +66,29 @@ func (l *ledger) gossip(t instant, budget int, send func(peer uint16, packet []b
 	each := max(budget/(len(to)+len(relays)), 1)
 	l.relay.own = min(l.relay.own+each, each)
 	l.relay.credit = min(l.relay.credit+max(budget, 1), max(budget, 1))
-	l.relay.take()
-	l.relay.own -= l.newsOfTokens(t, l.relay.own/2, to, send)
-	l.relay.own -= l.news(t, l.relay.own, typeRelay, func(packet []byte) {
-		for _, p := range relays {
-			send(p, packet)
-			l.relay.credit -= len(packet)
+	l.relay.news.take()
+	l.relay.levels.take()
+	tell := func(q *relayQueue) func(packet []byte) {
+		return func(packet []byte) {
+			for _, p := range relays {
+				send(p, packet)
+				l.relay.credit -= len(packet)
+			}
+			q.sending = append(q.sending, packet[relayLead:]...)
+			q.cuts = append(q.cuts, len(q.sending))
 		}
-		l.relay.sending = append(l.relay.sending, packet[relayLead:]...)
-		l.relay.cuts = append(l.relay.cuts, len(l.relay.sending))
-	})
-	l.passOn(t, mates, send)
+	}
+	l.relay.own -= l.newsOfTokens(t, l.relay.own/2, 1, tell(&l.relay.levels))
+	l.relay.own -= l.news(t, l.relay.own, typeRelay, tell(&l.relay.news))
+	// Neither kind keeps the other from being passed on: levels get half, and what counters leave.
+	rest := l.relay.credit / 2
+	l.relay.credit -= rest
+	l.passOn(t, &l.relay.levels, mates, send)
+	l.relay.credit += rest
+	l.passOn(t, &l.relay.news, mates, send)
+	l.passOn(t, &l.relay.levels, mates, send)
+	l.relay.news.shed()
+	l.relay.levels.shed()
 }
 
 // signsOfLife tells those that were told nothing lately that this node lives. In large clusters each hears most nodes
@@ -134,7 +155,7 @@ func segmentSize(n int) int {
 }
 
 // take moves what was given to pass on to where the caller of gossip finds it.
-func (r *relay) take() {
+func (r *relayQueue) take() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	base := len(r.sending)
@@ -146,7 +167,7 @@ func (r *relay) take() {
 }
 
 // give takes in one group to pass on; one too many is dropped, like a packet lost.
-func (r *relay) give(group []byte) {
+func (r *relayQueue) give(group []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.groups)+len(group) > maxPassing {
@@ -156,30 +177,40 @@ func (r *relay) give(group []byte) {
 	r.ends = append(r.ends, len(r.groups))
 }
 
-// passOn sends as many groups to the mates as the credit allows. The rest waits, up to maxPassing bytes of it.
-func (l *ledger) passOn(t instant, mates []uint16, send func(peer uint16, packet []byte)) {
-	r := &l.relay
+// passOn sends as many groups to the mates as the credit allows.
+func (l *ledger) passOn(t instant, r *relayQueue, mates []uint16, send func(peer uint16, packet []byte)) {
 	from, done := 0, 0
-	for done < len(r.cuts) && r.credit > 0 {
-		p := append(appendHeader(r.packet[:0], header{typeRelay, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0, 0)
+	for done < len(r.cuts) && l.relay.credit > 0 {
+		p := append(appendHeader(l.relay.packet[:0], header{r.kind, l.selfHash, l.inc, l.seq.Add(1), t.ms}), 0, 0)
 		for done < len(r.cuts) && p[relayLead-1] < maxEntries && len(p)+r.cuts[done]-from <= MaxPacket {
 			p = append(p, r.sending[from:r.cuts[done]]...)
 			p[relayLead-1]++
 			from = r.cuts[done]
 			done++
 		}
-		r.packet = p
+		l.relay.packet = p
 		for _, peer := range mates {
 			send(peer, p)
-			r.credit -= len(p)
+			l.relay.credit -= len(p)
 		}
 	}
-	if len(r.sending)-from > maxPassing { // the oldest goes first
-		for done < len(r.cuts) && len(r.sending)-from > maxPassing {
-			from = r.cuts[done]
-			done++
-		}
+	r.drop(from, done)
+}
+
+// shed drops what waits beyond maxPassing bytes, the oldest first.
+func (r *relayQueue) shed() {
+	from, done := 0, 0
+	for done < len(r.cuts) && len(r.sending)-from > maxPassing {
+		from = r.cuts[done]
+		done++
 	}
+	if done > 0 {
+		r.drop(from, done)
+	}
+}
+
+// drop takes off the first done groups, of from bytes.
+func (r *relayQueue) drop(from, done int) {
 	r.sending = append(r.sending[:0], r.sending[from:]...)
 	left := r.cuts[:0]
 	for _, cut := range r.cuts[done:] {
@@ -215,7 +246,7 @@ func (l *ledger) onRelay(t instant, from string, h header, r reader) bool {
 			}
 		})
 		if pass == 1 && known && g.sender != l.selfHash {
-			l.relay.give(rest[:len(rest)-len(r.b)])
+			l.relay.news.give(rest[:len(rest)-len(r.b)])
 		}
 	}
 	return true

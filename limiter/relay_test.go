@@ -7,7 +7,10 @@ import (
 
 // bigCluster is a cluster at rest in the middle of a window.
 func bigCluster(nodes, buckets int, limit int64) *sim {
-	rule := Rule{Limit: limit, Window: 3600, Algorithm: SlidingWindow}
+	return bigClusterOf(nodes, buckets, Rule{Limit: limit, Window: 3600, Algorithm: SlidingWindow})
+}
+
+func bigClusterOf(nodes, buckets int, rule Rule) *sim {
 	opt := simOptions{nodes: nodes, slots: 64, delay: 1}
 	for i := range buckets {
 		opt.buckets = append(opt.buckets, simBucket{bucketID(&[16]byte{}, "p", rule, []byte{byte(i)}), rule})
@@ -35,6 +38,10 @@ func (s *sim) unaware() (count int) {
 	for _, n := range s.nodes {
 		for b := range s.buckets {
 			c := s.one(b).charges[0]
+			if c.Rule.Algorithm == TokenBucket {
+				count += btoi(n.up && s.unawareOfTokens(n, b))
+				continue
+			}
 			left := c.Rule.Limit - s.at(simKey{simName{bucket: b}, span(c.Rule.Window * 1000).at(s.clock(n))}).used
 			if n.up && n.led.peek(s.instant(n), c).Remaining != left {
 				count++
@@ -42,6 +49,25 @@ func (s *sim) unaware() (count int) {
 		}
 	}
 	return count
+}
+
+// unawareOfTokens says whether what n believes that all hold of a token bucket is off by more than half a token: for levels are
+// heard some milliseconds after they were true.
+func (s *sim) unawareOfTokens(n *simNode, b int) bool {
+	c := s.one(b).charges[0]
+	held := int64(0)
+	for _, o := range s.nodes {
+		o.led.peek(s.instant(o), c)
+		held += s.bucketOf(o, b).tok.content
+	}
+	ps := n.led.phases.Load()
+	own := s.bucketOf(n, b)
+	believed := own.tok.content + n.led.heldElsewhere(own, ps, &c.Rule, own.tok.at)
+	return believed-held > grains/2 || held-believed > grains/2
+}
+
+func (s *sim) bucketOf(n *simNode, b int) *bucket {
+	return n.led.shards[shardOf(&s.buckets[b].id)].get(&s.buckets[b].id)
 }
 
 // rounds lets every node send its news, count times; packets arrive in between.
@@ -70,6 +96,24 @@ func TestRelay_ReachesEveryone(t *testing.T) {
 			// At most one entry of each node for each bucket comes to each other node.
 			if got, most := s.heard()-heard, nodes*(nodes-1)*len(s.buckets); got > most {
 				t.Errorf("%d nodes, round %d: %d entries were heard, want at most %d", nodes, round, got, most)
+			}
+		}
+	}
+}
+
+// The same of token buckets, of which most nodes cannot know by themselves what is left.
+func TestRelay_LevelsReachEveryone(t *testing.T) {
+	t.Parallel()
+	for _, nodes := range []int{directMost + 1, 50, 101} {
+		if raceEnabled && nodes > 50 {
+			break // one goroutine, so nothing for the race detector
+		}
+		s := bigClusterOf(nodes, 2, Rule{Limit: 3600, Window: 3600, Algorithm: TokenBucket, Burst: 100_000})
+		for round := range 2 {
+			s.spendSome(10 * nodes)
+			s.rounds(2)
+			if n := s.unaware(); n > 0 || s.failure != "" {
+				t.Errorf("%d nodes, round %d: %d times a node does not know what is left; %s", nodes, round, n, s.failure)
 			}
 		}
 	}
@@ -125,7 +169,7 @@ func TestRelay_Budget(t *testing.T) {
 				}
 				s.put(n, n.led.peers.at(peer).id, append([]byte(nil), packet...))
 			})
-			if got := len(n.led.relay.sending); got > 2*maxPassing {
+			if got := len(n.led.relay.news.sending); got > 2*maxPassing {
 				t.Fatalf("%d bytes wait to be passed on", got)
 			}
 		}
@@ -165,7 +209,7 @@ func TestRelay_MergesByOrigin(t *testing.T) {
 			t.Errorf("%s: %d remain, want %d", what, got, want)
 		}
 	}
-	waiting := func() int { return len(l.relay.ends) }
+	waiting := func() int { return len(l.relay.news.ends) }
 	say("c", 2, 10, 20, 0)
 	check("passed on", 80)
 	say("c", 2, 9, 10, 0)
@@ -229,11 +273,23 @@ func TestRelay_BytesGrowLinearly(t *testing.T) {
 	if raceEnabled {
 		t.Skip("one goroutine, so nothing for the race detector")
 	}
+	for name, rule := range map[string]Rule{
+		"windows": {Limit: 1_000_000, Window: 3600, Algorithm: SlidingWindow},
+		"tokens":  {Limit: 1_000_000, Window: 3600, Algorithm: TokenBucket, Burst: 1_000_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bytesGrowLinearly(t, rule)
+		})
+	}
+}
+
+func bytesGrowLinearly(t *testing.T, rule Rule) {
 	const intervals = 10
 	perNode := map[int]float64{}
 	sizes := []int{10, 20, 50, 200}
 	for _, nodes := range sizes {
-		s := bigCluster(nodes, 20, 1_000_000)
+		s := bigClusterOf(nodes, 20, rule)
 		s.rounds(2)
 		before := s.bytes
 		for range intervals {

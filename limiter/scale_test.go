@@ -15,9 +15,12 @@ func TestLedger_Scale(t *testing.T) {
 	const limit, buckets = 100, 4
 	perNode := map[int]float64{}
 	for _, nodes := range []int{10, 50, 200} {
-		for _, alg := range []Algorithm{FixedWindow, SlidingWindow} {
+		for _, alg := range []Algorithm{FixedWindow, SlidingWindow, TokenBucket} {
 			name := fmt.Sprintf("nodes=%d/algorithm=%d", nodes, alg)
 			rule := Rule{Limit: limit, Window: 3600, Algorithm: alg}
+			if alg == TokenBucket {
+				rule.Burst = limit
+			}
 			opt := simOptions{nodes: nodes, slots: 16, delay: 2, skew: 20}
 			for i := range buckets {
 				opt.buckets = append(opt.buckets, simBucket{bucketID(&[16]byte{}, "p", rule, []byte{byte(i)}), rule})

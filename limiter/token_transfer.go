@@ -1,5 +1,7 @@
 package limiter
 
+import "slices"
+
 // Loans of tokens. An asker says what it lacks and what more it could hold; the donor debits itself and answers with a lease. The
 // receiver spends it, or keeps it in what room it has of its own, and then says that the lease is over, so that the donor can
 // fill up again; where that word is lost, the lease ends by itself.
@@ -32,21 +34,34 @@ type level struct {
 	peer               uint16
 }
 
+// level is what is known of peer; nil for nothing. levels is in the order of peers, since in large clusters one decision looks
+// at all of them.
 func (tr *tokenTrade) level(peer uint16) *level {
-	for i := range tr.levels {
-		if tr.levels[i].peer == peer {
-			return &tr.levels[i]
-		}
+	if i := tr.levelAt(peer); i < len(tr.levels) && tr.levels[i].peer == peer {
+		return &tr.levels[i]
 	}
 	return nil
+}
+
+func (tr *tokenTrade) levelAt(peer uint16) int {
+	lo, hi := 0, len(tr.levels)
+	for lo < hi {
+		if mid := (lo + hi) / 2; tr.levels[mid].peer < peer {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	return lo
 }
 
 func (tr *tokenTrade) learn(peer uint16) *level {
 	if k := tr.level(peer); k != nil {
 		return k
 	}
-	tr.levels = append(tr.levels, level{peer: peer})
-	return &tr.levels[len(tr.levels)-1]
+	i := tr.levelAt(peer)
+	tr.levels = slices.Insert(tr.levels, i, level{peer: peer})
+	return &tr.levels[i]
 }
 
 // levelNanos is how exactly it is noted when a level was heard: the finer, the longer its packed form.

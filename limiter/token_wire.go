@@ -261,13 +261,17 @@ func (l *ledger) onLevels(t instant, from string, h header, r reader) bool {
 	}
 	v := l.view.Load()
 	for range count {
+		rest := r.b
 		var peer uint16
 		known := false
-		r.levelGroup(func(g header, mono int64, e levelEntry) {
+		g := r.levelGroup(func(g header, mono int64, e levelEntry) {
 			if peer, known = v.find(g.sender); known && g.sender != l.selfHash {
 				l.hearLevel(t, peer, g, mono, &e)
 			}
 		})
+		if pass == 1 && known && g.sender != l.selfHash {
+			l.relay.levels.give(rest[:len(rest)-len(r.b)])
+		}
 	}
 	return true
 }
@@ -294,20 +298,17 @@ func (l *ledger) hearLevel(t instant, from uint16, g header, mono int64, e *leve
 	}
 }
 
-// newsOfTokens tells the nodes in to what the token buckets hold that changed: no new packet once budget bytes are used up.
-// What does not fit waits for the next call. It returns the bytes. Levels are few beside counters, and worth little
-// without their time: they are not passed on.
-func (l *ledger) newsOfTokens(t instant, budget int, to []uint16, send func(peer uint16, packet []byte)) (bytes int) {
+// newsOfTokens writes packets with what the token buckets hold that changed: no new one once budget bytes are used up. What
+// does not fit waits for the next call. pass is 1 where it is to be passed on. It returns the bytes.
+func (l *ledger) newsOfTokens(t instant, budget int, pass uint8, emit func(packet []byte)) (bytes int) {
 	v := l.view.Load()
-	p := newsPacket{kind: typeLevels}
+	p := newsPacket{kind: typeLevels, pass: pass}
 	out := func() {
 		if p.count == 0 {
 			return
 		}
 		bytes += len(p.buf)
-		for _, peer := range to {
-			send(peer, p.buf)
-		}
+		emit(p.buf)
 		p.buf, p.count = p.buf[:0], 0
 	}
 	first := int(l.newsAt.Load())

@@ -2,7 +2,6 @@ package limiter
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"testing"
@@ -152,7 +151,9 @@ func samplePackets() [][]byte {
 		appendLeaseAsk(nil, header{typeLeaseAsk, a, 1, 5, 28_333_334 * 60_000}, &leaseAsk{receiver: b, tokenName: lease, ask: 5, want: 1200, more: 7, content: 300}),
 		appendLeaseAnswer(nil, header{typeLeaseAnswer, a, 1, 6, 0}, &leaseAnswer{receiver: b, tokenName: lease, receiverInc: 1, ask: 9, lent: 900, content: 33}),
 		appendLeaseOver(nil, header{typeLeaseOver, a, 1, 7, 0}, &leaseOver{receiver: b, tokenName: lease, ask: 9, back: 12}),
-		binary.AppendUvarint(appendToken(append(appendHeader(nil, header{typeLevels, a, 1, 8, 0}), 1), &lease), 5000),
+		appendLevels(nil, header{typeLevels, a, 1, 8, 0}, 1e9, &levelEntry{tokenName: lease, content: 5000, counted: 3, age: 70}, &levelEntry{tokenName: lease}),
+		appendClock(nil, header{typeClock, a, 1, 9, 0}, &clockMessage{receiver: b, mono: 1e9}),
+		appendClock(nil, header{typeClock, a, 1, 9, 0}, &clockMessage{receiver: b, receiverInc: 1, echo: 0, mono: 1e9}),
 	}
 	return append(tokens, relay, appendAsk(nil, header{typeAsk, a, 1, 1, 0}, &ask), appendAnswer(nil, header{typeAnswer, a, 1, 2, 0}, &answer), news)
 }
