@@ -92,13 +92,14 @@ type waiter struct {
 	ch         chan struct{}
 	probe      bool // it only wants to know whether there would be something to wait for
 	woken      bool
+	waited     bool  // it was left with a bucket
 	units      int64 // grains
 	on         *bucket
 	next, prev *waiter
 }
 
 func (b *bucket) addWaiter(w *waiter, units int64) {
-	w.on, w.units, w.woken, w.prev, w.next = b, units, false, nil, b.ask.waiters
+	w.on, w.units, w.woken, w.waited, w.prev, w.next = b, units, false, true, nil, b.ask.waiters
 	if w.next != nil {
 		w.next.prev = w
 	}

@@ -252,12 +252,18 @@ func (l *ledger) takeLocked(t instant, charges []Charge, verdicts []Verdict, w *
 		if outcome == Refused && w != nil {
 			pending = l.seek(v, charges, verdicts, t, w, out)
 		}
+		if outcome == Refused && !pending && (w == nil || w.waited) {
+			l.contest(charges, verdicts, w, t)
+		}
 		for i := 0; i < len(charges) && !pending; i++ {
 			l.returnUnused(&charges[i], t, out)
 		}
 	} else {
 		for i := range charges {
 			l.settle(v, &charges[i], t, out)
+		}
+		if w != nil && w.waited {
+			l.won(charges)
 		}
 	}
 	if !pending {

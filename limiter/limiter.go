@@ -359,6 +359,7 @@ func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {
 		l.wakeMark()
 	}
 	slot := l.waiters.Get().(*waitSlot)
+	slot.waited = false
 	var out outbox
 	outcome, pending := l.ledger.take(t, charges, verdicts, &slot.waiter, &out)
 	l.flush(&out)

@@ -17,7 +17,7 @@ import "encoding/binary"
 //	peer      flags (1) · its number · window number, used, used in the window before, base, net, charge, limit,
 //	          incarnation, sequence, denials, as far as the flags want them
 const (
-	packedAlg  = 0x0f
+	packedAlg  = 0x07
 	packedSlot = 0x10 // the bucket's first record names it
 
 	winSlotNone  = 0

@@ -341,6 +341,9 @@ func TestPacked_RoundTripTokens(t *testing.T) {
 			} else if some(4) {
 				tk.countFrom += (1 + rng.Int64N(1<<rng.IntN(40))) * levelNanos
 			}
+			if some(4) {
+				tk.dealings().lost, tk.dealings().yieldTo = uint8(1+rng.IntN(maxLost)), tk.at+rng.Int64N(1<<40)-1<<39
+			}
 			for range rng.IntN(3) {
 				tr := tk.dealings()
 				tr.out = append(tr.out, lease{units: grain(), end: tk.at + rng.Int64N(leaseNanos), inc: wide(), seq: wide(), peer: uint16(rng.IntN(maxPeers))})
@@ -379,7 +382,8 @@ func TestPacked_RoundTripTokens(t *testing.T) {
 			continue
 		}
 		gotTrade, wantTrade := got.tok.dealings(), b.tok.dealings()
-		if !slices.Equal(gotTrade.out, wantTrade.out) || !slices.Equal(gotTrade.levels, wantTrade.levels) || len(gotTrade.in) > 0 || gotTrade.listed {
+		if !slices.Equal(gotTrade.out, wantTrade.out) || !slices.Equal(gotTrade.levels, wantTrade.levels) || len(gotTrade.in) > 0 || gotTrade.listed ||
+			gotTrade.lost != wantTrade.lost || gotTrade.yieldTo != wantTrade.yieldTo {
 			t.Fatalf("step %d: got %+v, want %+v", step, gotTrade, wantTrade)
 		}
 		g, w := *got.tok, *b.tok
@@ -428,7 +432,7 @@ func TestPacked_KnowsEveryField(t *testing.T) {
 		{counters{}, "n used prevUsed base net charge limit inc seq quietTo owing denied flags peer"},
 		{ask{}, "peer inFlight n seq sentMono quietTo waiting queued waiters"},
 		{tokens{}, "content frac at limit burst spent spentAt spentLimit highest due room filled birth generation counted countFrom trade"},
-		{tokenTrade{}, "in out levels listed"},
+		{tokenTrade{}, "in out levels listed lost yieldTo"},
 		{lease{}, "units end inc seq peer"},
 		{level{}, "content heard inc seq askSeq askMono askSent askWant askSilent servedInc servedSeq quietTo counted countFrom denied peer"},
 	} {

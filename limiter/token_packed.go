@@ -4,16 +4,17 @@ import "encoding/binary"
 
 // The packed form of token buckets, in the terms of packed.go. Nothing of them is recorded, so the name is always there.
 //
-//	bucket    algorithm | tokensHeld | tokensSpent | tokensLent (1 byte) · name (16) · window length in seconds; without
+//	bucket    algorithm | tokensLost | tokensHeld | tokensSpent | tokensLent (1 byte) · name (16) · window length in seconds; without
 //	          tokensHeld that is all · flags | number of peers known<<5 (1), the latter in full if 7 or more · limit · burst ·
 //	          content · frac · at · room (appendRoom) · filled · birth · highest, spentAt, spentLimit, generation, what is counted and
-//	          since when, as far as the flags want them · loans to others · peers
+//	          since when, losses and yieldTo after at as far as the flags want them · loans to others · peers
 //	loan      units · end after at · incarnation · sequence · peer
 //	peer      flags | its number<<5 (1), the latter in full if 7 or more · content, milliseconds from the one before, incarnation, sequence if it was heard ·
 //	          sequence and incarnation of its ask that was served last, if any · denials · what it counts, and since when
 //
 // Loans that this node took are not packed: they are returned in the next interval.
 const (
+	tokensLost  = 0x08
 	tokensHeld  = 0x20
 	tokensSpent = 0x40
 	tokensLent  = 0x80
@@ -142,6 +143,10 @@ func (b *bucket) appendPackedTokens(p []byte) []byte {
 	if flags&tokCounted != 0 {
 		p = binary.AppendUvarint(p, uint64(tk.counted))
 		p = binary.AppendVarint(p, tk.at/levelNanos-tk.countFrom/levelNanos)
+	}
+	if tk.trade != nil && tk.trade.lost > 0 {
+		p[first] |= tokensLost
+		p = binary.AppendVarint(append(p, tk.trade.lost), tk.trade.yieldTo-tk.at)
 	}
 	if len(out) > 0 {
 		p[first] |= tokensLent
@@ -272,6 +277,10 @@ func (b *bucket) unpackTokens(u *unpacker, kind byte) {
 	if tk.countFrom = tk.at / levelNanos * levelNanos; flags&tokCounted != 0 {
 		tk.counted = int64(u.uvarint())
 		tk.countFrom -= u.varint() * levelNanos
+	}
+	if kind&tokensLost != 0 {
+		tr := tk.dealings()
+		tr.lost, tr.yieldTo = u.byte(), tk.at+u.varint()
 	}
 	if kind&tokensLent != 0 {
 		tr := tk.dealings()

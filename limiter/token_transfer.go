@@ -208,7 +208,7 @@ func (l *ledger) tokensElsewhere(v *view, b *bucket, rule *Rule, units int64, t 
 	need := units + b.ask.waiting - b.tok.content
 	var room [maxAsks]lender
 	_, sum := l.lenders(b, ps.roster(), rule, t, room[:0])
-	return sum >= need
+	return sum >= need && (need <= 0 || !b.tok.yields(rule, units, need, sum, b.span.nanos(), t.mono))
 }
 
 // borrow asks for what is lacking beyond what asks that run are for.

@@ -73,3 +73,28 @@ func TestTokens_NothingWasted(t *testing.T) {
 		})
 	}
 }
+
+// Under an attack that goes on, hardly a refusal waits for a message: of the nodes that could each gather a token, one does.
+func TestTokens_RefusalsHardlyWait(t *testing.T) {
+	t.Parallel()
+	if raceEnabled || testing.Short() {
+		t.Skip("some million requests; one goroutine, so nothing for the race detector")
+	}
+	for name, pick := range loadPatterns {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for nodes, parts := range map[int]int{3: 1000, 20: 200} {
+				for _, rule := range []Rule{{Limit: 10, Window: 1, Burst: 10}, {Limit: 3, Window: 1, Burst: 3}} {
+					rule.Algorithm = TokenBucket
+					s, used, due := pourTokens(nodes, rule, 10_000, pick)
+					if s.failure != "" {
+						t.Error(s.failure)
+					}
+					if s.refusedLate*parts > s.refused || used < due-3 {
+						t.Errorf("%d nodes, %+v: %d of %d refusals waited, want 1 of %d at most; %d of %d used", nodes, rule, s.refusedLate, s.refused, parts, used, due)
+					}
+				}
+			}
+		})
+	}
+}

@@ -41,6 +41,8 @@ type tokenTrade struct {
 	in, out []lease
 	levels  []level // what peers said of themselves
 	listed  bool    // among the shard's borrowers
+	lost    uint8   // times in a row that what was gathered did not do (token_contest.go)
+	yieldTo int64   // monotonic time up to which tokens are left to others for it
 }
 
 // lease is a loan of content together with the cap to hold it: the receiver has both until end, by its own clock, and the
