@@ -22,9 +22,10 @@ type Accuracy struct {
 	// Limits are tried one after the other, each with keys of its own. With Key they are not used: the key has its own.
 	Limits []int64
 	Window int64 // seconds; 0: DefaultWindow. With Key it is not used.
-	// Fixed says that the cluster's limits.api_key.algorithm is fixed_window, else sliding_window. A key's own limit
-	// goes by it.
-	Fixed    bool
+	// Fixed says that the cluster's limits.api_key.algorithm is fixed_window, Tokens that it is token_bucket, else it is
+	// sliding_window. A key's own limit goes by it; a token bucket then has a burst of as much.
+	Fixed, Tokens bool
+
 	Patterns []string // names; none: all
 	// Requests at once in a burst; 0: 1,500, and at least half as many again as the limit.
 	Requests    int
@@ -93,6 +94,9 @@ func (a Accuracy) withDefaults() (Accuracy, error) {
 		if limit < 1 || limit > MaxLimit {
 			wrong("limits: want 1 to %d, not %d", MaxLimit, limit)
 		}
+	}
+	if a.Fixed && a.Tokens {
+		wrong("algorithm: want one, not fixed windows and token buckets")
 	}
 	if a.Key != "" && (a.Token != "" || a.Organization != "") {
 		wrong("key: with it no token and no organization are needed")
@@ -232,8 +236,11 @@ func (a Accuracy) Run(ctx context.Context) (report *Report, err error) {
 }
 
 func (a *Accuracy) algorithm() string {
-	if a.Fixed {
+	switch {
+	case a.Fixed:
 		return "fixed_window"
+	case a.Tokens:
+		return "token_bucket"
 	}
 	return "sliding_window"
 }
@@ -246,7 +253,7 @@ func (a *Accuracy) measure(ctx context.Context, crew *crew, subject subject, pat
 	}
 	p := &planner{nodes: len(a.Targets), rule: rule, crowd: a.Requests, after: a.After, duration: a.Duration}
 	if p.crowd == 0 {
-		p.crowd = int(max(DefaultRequests, rule.Limit*3/2))
+		p.crowd = int(max(DefaultRequests, max(rule.Limit, rule.Burst)*3/2))
 	}
 	length := time.Duration(rule.Window) * time.Second
 	// A burst of as many as the limit takes a part of a second for each thousand.
@@ -353,8 +360,15 @@ func (c *crew) begin(key string) {
 // applies says whether the nodes apply the limit that was asked for.
 func (c *crew) applies(rule Rule) error {
 	for _, r := range c.recorders {
-		if got := r.told; got != (told{}) && (got.limit != rule.Limit || got.window != rule.Window) {
+		got := r.told
+		if got == (told{}) {
+			continue
+		}
+		if got.limit != rule.Limit || got.window != rule.Window {
 			return fmt.Errorf("the cluster applies %d in %d s, not %d in %d s", got.limit, got.window, rule.Limit, rule.Window)
+		}
+		if got.burst != rule.Burst {
+			return fmt.Errorf("the cluster names a burst of %d, not %d: is limits.api_key.algorithm another one?", got.burst, rule.Burst)
 		}
 	}
 	return nil

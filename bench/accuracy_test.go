@@ -19,6 +19,7 @@ import (
 // fake is a cluster of a few nodes with one exact counter behind them, and with faults where a test wants them.
 type fake struct {
 	fixed      bool
+	tokens     bool  // token buckets with bursts of their limits
 	separate   bool  // each node counts for itself: the fault of divided or gossiped counters without shares
 	stingy     int64 // units of each limit that nobody gets
 	ahead      int64 // windows by which answers name a later one than they count in
@@ -29,6 +30,7 @@ type fake struct {
 	nodes   int
 	limits  map[string]int64
 	used    map[string]int64
+	drawn   map[string]time.Time // of token buckets: when they were, or would have been, empty
 	made    int
 	revoked int
 	gone    bool // the account was deleted
@@ -38,6 +40,7 @@ type fake struct {
 func (f *fake) start(t *testing.T, nodes int) (targets []string) {
 	t.Helper()
 	f.nodes, f.limits, f.used, f.window = nodes, map[string]int64{}, map[string]int64{}, 1
+	f.drawn = map[string]time.Time{}
 	for i := range nodes {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.serve(i, w, r) }))
 		t.Cleanup(s.Close)
@@ -100,6 +103,10 @@ func (f *fake) verify(node int, w http.ResponseWriter, key string) {
 	if !f.separate {
 		node = 0
 	}
+	if f.tokens {
+		f.draw(node, w, key, limit)
+		return
+	}
 	now, length := time.Now().UnixMicro(), f.window*1e6
 	n := now / length
 	counter := func(n int64) string { return fmt.Sprint(key, node, n) }
@@ -119,6 +126,26 @@ func (f *fake) verify(node int, w http.ResponseWriter, key string) {
 		return
 	}
 	f.used[counter(n)]++
+}
+
+// draw takes a token: its bucket holds what came in since it was empty.
+func (f *fake) draw(node int, w http.ResponseWriter, key string, limit int64) {
+	each := time.Duration(f.window) * time.Second / time.Duration(limit)
+	name, now := fmt.Sprint(key, node), time.Now()
+	empty, drawn := f.drawn[name]
+	if full := now.Add(-each * time.Duration(limit-f.stingy)); !drawn || empty.Before(full) {
+		empty = full
+	}
+	h := w.Header()
+	h.Set("X-RateLimit-Limit", fmt.Sprint(limit))
+	h.Set("X-RateLimit-Window", fmt.Sprint(f.window))
+	h.Set("X-RateLimit-Reset", fmt.Sprint(now.Unix()+f.window))
+	h.Set("RateLimit-Policy", fmt.Sprintf(`"api_key";q=%d;w=%d;burst=%d, "other";q=1;w=1`, limit, f.window, limit))
+	if next := empty.Add(each); !next.After(now) {
+		f.drawn[name] = next
+		return
+	}
+	w.WriteHeader(http.StatusTooManyRequests)
 }
 
 // quick are options for windows of a second.

@@ -36,6 +36,7 @@ type Rule struct {
 	Limit   int64 // units, 1 to 1e6
 	Window  int64 // seconds, 1 to 3600
 	Sliding bool  // sliding_window, else fixed_window
+	Burst   int64 // of a token_bucket: what it holds when it is full, 1 to 1e6; else 0
 }
 
 // Bounds is what Check has to allow for.
@@ -61,7 +62,9 @@ type Window struct {
 
 // Judgement is what Check finds.
 type Judgement struct {
-	Windows []Window // by End
+	Windows []Window // by End; of a token bucket one for all
+	// Possible is how many units of a token bucket could be had, where that was judged.
+	Possible int64
 	// Misnamed are admissions counted in a window that cannot have been the present one, or in none.
 	Misnamed int
 }
@@ -97,8 +100,13 @@ const second = int64(time.Second / time.Microsecond)
 // Limit that is not used counts as missing where the client asked for more than the limit in that window, went on for
 // bounds.After, and was refused to the end: it is what could be had bounds.After before the end, less what was admitted.
 //
+// A token bucket has no windows, see checkTokens.
+//
 // It is pure: samples are neither changed nor kept, in any order.
 func Check(rule Rule, bounds Bounds, samples []Sample) Judgement {
+	if rule.Burst > 0 {
+		return checkTokens(rule, bounds, samples)
+	}
 	var j Judgement
 	skew := bounds.Skew.Microseconds()
 	byWindow := make(map[int64]*tally)

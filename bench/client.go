@@ -65,8 +65,8 @@ func (t *target) alive() error {
 	return nil
 }
 
-// told is what an answer says of the limit that applies.
-type told struct{ limit, window int64 }
+// told is what an answer says of the limit that applies; burst is 0 where it is no token bucket.
+type told struct{ limit, window, burst int64 }
 
 // call is one worker's request, used again and again.
 type call struct {
@@ -102,6 +102,7 @@ func (c *call) ask(t *target) (s Sample, said told, problem string) {
 	h := &c.resp.Header
 	s.Reset = number(h.Peek("X-RateLimit-Reset"))
 	said = told{limit: number(h.Peek("X-RateLimit-Limit")), window: number(h.Peek("X-RateLimit-Window"))}
+	said.burst = burstOf(h.Peek("RateLimit-Policy"), said)
 	if debug := h.Peek("X-RateLimit-Debug"); len(debug) > 0 {
 		s.Debug, s.Waited = true, bytes.Equal(debug, []byte("waited=1"))
 	}
@@ -116,6 +117,21 @@ func (c *call) ask(t *target) (s Sample, said told, problem string) {
 		problem = fmt.Sprintf("%s answered %d", t.base, status)
 	}
 	return s, said, problem
+}
+
+// burstOf is the burst that a RateLimit-Policy header names for the limit that applies; 0 for none.
+func burstOf(policies []byte, of told) int64 {
+	var room [64]byte
+	name := strconv.AppendInt(append(strconv.AppendInt(append(room[:0], ";q="...), of.limit, 10), ";w="...), of.window, 10)
+	_, rest, found := bytes.Cut(policies, append(name, ";burst="...))
+	if !found {
+		return 0
+	}
+	end := bytes.IndexAny(rest, ";, ")
+	if end < 0 {
+		end = len(rest)
+	}
+	return number(rest[:end])
 }
 
 // number reads a header's whole number; 0 where there is none.

@@ -36,6 +36,7 @@ type Result struct {
 	Pattern   string  `json:"pattern"`
 	Limit     int64   `json:"limit"`
 	Window    int64   `json:"window_seconds"`
+	Burst     int64   `json:"burst,omitempty"` // of a token bucket
 	Algorithm string  `json:"algorithm"`
 	Seconds   float64 `json:"seconds"`
 	Asked     int     `json:"asked"`
@@ -43,12 +44,14 @@ type Result struct {
 	Refused   int     `json:"refused"`
 	Undecided int     `json:"undecided"` // 503
 	Failed    int     `json:"failed"`    // no answer, or one about something else
-	// OverUnits is the worst excess over the admissible, in any window; OverPercent the same of the limit.
+	// OverUnits is the worst excess over the admissible, in any window; OverPercent the same of the limit, or of the burst of a
+	// token bucket.
 	OverUnits   float64 `json:"over_units"`
 	OverPercent float64 `json:"over_percent"`
 	// Misnamed are admissions counted in a window that cannot have been the present one.
 	Misnamed int `json:"misnamed"`
-	// WastedPercent is the part of the limit that a client which went on asking did not get, in the worst window.
+	// WastedPercent is the part of the limit that a client which went on asking did not get, in the worst window; of a token bucket
+	// of all that it could have got.
 	WastedPercent *float64 `json:"wasted_percent"`
 	// WaitedPercent of the decisions waited for a message; null unless the cluster has limits.debug_header on.
 	WaitedPercent *float64 `json:"waited_percent"`
@@ -94,11 +97,11 @@ func (r *Report) add(result Result) {
 
 func newResult(pattern string, rule Rule, algorithm string, samples []Sample, j Judgement) *Result {
 	r := &Result{
-		Pattern: pattern, Limit: rule.Limit, Window: rule.Window, Algorithm: algorithm, Asked: len(samples),
+		Pattern: pattern, Limit: rule.Limit, Window: rule.Window, Burst: rule.Burst, Algorithm: algorithm, Asked: len(samples),
 		OverUnits: j.Over(), Misnamed: j.Misnamed, Windows: j.Windows,
 		AdmittedLatency: latencyOf(samples, Admitted), RefusedLatency: latencyOf(samples, Refused),
 	}
-	r.OverPercent = 100 * r.OverUnits / float64(rule.Limit)
+	r.OverPercent = 100 * r.OverUnits / float64(cmpOr(rule.Burst, rule.Limit))
 	decisions, refusals := 0, 0 // that say whether they waited
 	for i := range samples {
 		s := &samples[i]
@@ -131,7 +134,7 @@ func newResult(pattern string, rule Rule, algorithm string, samples []Sample, j 
 	r.WaitedPercent = share(r.WaitedDecisions, decisions)
 	r.RefusedLocallyPercent = share(refusals-r.WaitedRefusals, refusals)
 	if missing, ok := j.Missing(); ok {
-		r.WastedPercent = share(int(missing), int(rule.Limit))
+		r.WastedPercent = share(int(missing), int(cmpOr(j.Possible, rule.Limit)))
 	}
 	return r
 }

@@ -32,7 +32,7 @@ func (a *Accuracy) subject(ctx context.Context, api *api, crew *crew) (subject, 
 		a.Progress(Progress{Doing: "looking at the key's limit"})
 		return a.given(crew)
 	}
-	m := &maker{api: api, window: a.Window, sliding: !a.Fixed, token: a.Token, organization: a.Organization}
+	m := &maker{api: api, window: a.Window, sliding: !a.Fixed && !a.Tokens, tokens: a.Tokens, token: a.Token, organization: a.Organization}
 	a.Progress(Progress{Doing: "preparing an account"})
 	if a.Token == "" {
 		return m, m.register(ctx)
@@ -59,9 +59,12 @@ func (a *Accuracy) given(crew *crew) (*given, error) {
 	if said.limit < 1 || said.limit > MaxLimit || said.window < 1 || said.window > MaxWindow {
 		return nil, fmt.Errorf("the key's limit is %d in %d s: want 1 to %d in at most %d s", said.limit, said.window, MaxLimit, MaxWindow)
 	}
+	if a.Tokens && (said.burst < 1 || said.burst > MaxLimit) {
+		return nil, fmt.Errorf("the key's burst is %d: want 1 to %d, of a token bucket", said.burst, MaxLimit)
+	}
 	return &given{
 		secret: a.Key, used: time.Now(), progress: a.Progress,
-		rule: Rule{Limit: said.limit, Window: said.window, Sliding: !a.Fixed},
+		rule: Rule{Limit: said.limit, Window: said.window, Sliding: !a.Fixed && !a.Tokens, Burst: said.burst},
 	}, nil
 }
 
@@ -74,6 +77,9 @@ func (g *given) key(ctx context.Context, _ int64) (string, Rule, error) {
 		windows = 2
 	}
 	whole := time.Unix((g.used.Unix()/g.rule.Window+windows)*g.rule.Window, 0).Add(50 * time.Millisecond)
+	if g.rule.Burst > 0 { // it fills again from when it was last used
+		whole = g.used.Add(time.Duration(float64(g.rule.Burst) / float64(g.rule.Limit) * float64(g.rule.Window) * 1.01 * float64(time.Second)))
+	}
 	if wait := time.Until(whole); wait > 0 {
 		g.progress(Progress{Doing: fmt.Sprintf("waiting %v until the key's limit is whole", wait.Round(time.Second))})
 		if err := pause(ctx, wait); err != nil {
@@ -92,6 +98,7 @@ type maker struct {
 	api          *api
 	window       int64
 	sliding      bool
+	tokens       bool
 	token        string
 	organization string
 	name         string   // of the account that was made; "": none was
@@ -146,7 +153,11 @@ func (m *maker) key(ctx context.Context, limit int64) (string, Rule, error) {
 		return "", Rule{}, fmt.Errorf("make a key: %w", err)
 	}
 	m.keys = append(m.keys, answer.ID)
-	return answer.Key, Rule{Limit: limit, Window: m.window, Sliding: m.sliding}, nil
+	rule := Rule{Limit: limit, Window: m.window, Sliding: m.sliding}
+	if m.tokens {
+		rule.Burst = limit
+	}
+	return answer.Key, rule, nil
 }
 
 // done revokes the keys. One that stays is tried again at the end.

@@ -24,7 +24,7 @@ type benchAccuracyCommand struct {
 	Target       []string      `placeholder:"URL" default:"http://127.0.0.1:8080,http://127.0.0.1:8081,http://127.0.0.1:8082" help:"Base URL of a node, once for each, or of a load balancer."`
 	Limit        []int64       `placeholder:"N" default:"3,10,100,1000" help:"Limits to try (1 to 1000000), each with keys of its own."`
 	Window       int64         `default:"${benchWindow}" help:"Window of the limits (1 to 3600)."`
-	Algorithm    string        `enum:"sliding_window,fixed_window" default:"sliding_window" help:"What the cluster has as limits.api_key.algorithm: sliding_window or fixed_window."`
+	Algorithm    string        `enum:"sliding_window,fixed_window,token_bucket" default:"sliding_window" help:"What the cluster has as limits.api_key.algorithm: sliding_window, fixed_window or token_bucket."`
 	Patterns     []string      `placeholder:"NAME" help:"Of ${benchPatterns}; all, unless given."`
 	Requests     int           `placeholder:"N" help:"Requests at once in a burst (1 to 200000); 1500 or half as many again as the limit, unless given."`
 	Concurrency  int           `default:"${benchConcurrency}" help:"Requests in flight (1 to 4096)."`
@@ -66,7 +66,7 @@ func (c *benchAccuracyCommand) Run(ctx context.Context, env environment) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.Deadline, fmt.Errorf("not done within %v", c.Deadline))
 	defer cancel()
 	measurement := bench.Accuracy{
-		Targets: c.Target, Limits: c.Limit, Window: c.Window, Fixed: c.Algorithm == "fixed_window", Patterns: c.Patterns,
+		Targets: c.Target, Limits: c.Limit, Window: c.Window, Fixed: c.Algorithm == "fixed_window", Tokens: c.Algorithm == "token_bucket", Patterns: c.Patterns,
 		Requests: c.Requests, Concurrency: c.Concurrency, Duration: c.Duration, After: c.After, Timeout: c.Timeout,
 		ClockSkew: c.ClockSkew, Key: c.Key, Token: c.Token, Organization: c.Organization, Seed: c.Seed, Version: version(),
 		Progress: func(p bench.Progress) {

@@ -12,8 +12,30 @@ import (
 // TestBenchAccuracy_FindsNothing runs the measurement as a user would, on nodes that say whether they waited.
 func TestBenchAccuracy_FindsNothing(t *testing.T) {
 	c := startCluster(t, options{variables: []string{"SLUICE_LIMITS__DEBUG_HEADER=true"}})
-	run := exec.CommandContext(t.Context(), binary, "bench", "accuracy", "--json", "--target", strings.Join(c.urls, ","), "--limit", "10",
-		"--window", "4", "--patterns", "edge,hopping", "--requests", "300", "--deadline", "1m")
+	report := benchAccuracy(t, c, "--window", "4", "--patterns", "edge,hopping")
+	for _, r := range report.Results {
+		if r.Admitted < 10 || r.Failed > 0 || r.WastedPercent == nil || *r.WastedPercent > 0 || r.WaitedPercent == nil {
+			t.Errorf("%s: not all of the limit, a failure, or not said whether a decision waited: %+v", r.Pattern, r)
+		}
+	}
+}
+
+// TestBenchAccuracy_TokenBucket is the same of token buckets, which have no windows to be used up in.
+func TestBenchAccuracy_TokenBucket(t *testing.T) {
+	c := startCluster(t, options{variables: []string{"SLUICE_LIMITS__DEBUG_HEADER=true", "SLUICE_LIMITS__API_KEY__ALGORITHM=token_bucket"}})
+	report := benchAccuracy(t, c, "--algorithm", "token_bucket", "--window", "4", "--patterns", "hopping,sustained", "--duration", "3s")
+	for _, r := range report.Results {
+		if r.Admitted < 10 || r.Failed > 0 || r.Burst != 10 || r.WastedPercent == nil || *r.WastedPercent > 20 || r.WaitedPercent == nil {
+			t.Errorf("%s: little of the limit, a failure, or not said whether a decision waited: %+v", r.Pattern, r)
+		}
+	}
+}
+
+// benchAccuracy measures a limit of 10 with two patterns.
+func benchAccuracy(t *testing.T, c *cluster, args ...string) (report bench.Report) {
+	t.Helper()
+	args = append([]string{"bench", "accuracy", "--json", "--target", strings.Join(c.urls, ","), "--limit", "10", "--requests", "300", "--deadline", "1m"}, args...)
+	run := exec.CommandContext(t.Context(), binary, args...)
 	run.Env = cleanEnvironment()
 	var stderr lockedBuffer
 	run.Stderr = &stderr
@@ -21,16 +43,11 @@ func TestBenchAccuracy_FindsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatalf("sluice bench accuracy: %v\n%s%s", err, stdout, stderr.String())
 	}
-	var report bench.Report
 	if err := json.Unmarshal(stdout, &report); err != nil {
 		t.Fatalf("report: %v\n%s", err, stdout)
 	}
 	if len(report.Results) != 2 || report.OverAdmitted {
 		t.Errorf("%d results, over-admitted %v, want 2 and false", len(report.Results), report.OverAdmitted)
 	}
-	for _, r := range report.Results {
-		if r.Admitted < 10 || r.Failed > 0 || r.WastedPercent == nil || *r.WastedPercent > 0 || r.WaitedPercent == nil {
-			t.Errorf("%s: not all of the limit, a failure, or not said whether a decision waited: %s", r.Pattern, stdout)
-		}
-	}
+	return report
 }
