@@ -12,14 +12,14 @@ import (
 // has not applied it by then is cut off or stands still; what it may still do is bounded by auth.max_staleness.
 const spreadPatience = 150 * time.Millisecond
 
-// narrows reports whether a command, applied with this result, may end or narrow what a credential can do, or lets a limit
-// count from nothing: until the other nodes know, they refuse what the operator has just allowed.
+// narrows reports whether a command, applied with this result, may end or narrow what a credential can do, lets a limit count
+// from nothing, or changes the settings: until the other nodes know, they refuse what the operator has just allowed, or the reverse.
 func narrows(cmd state.Command, result state.Result) bool {
 	if result.Refused != "" || result.Replay != nil {
 		return false
 	}
 	switch cmd.(type) {
-	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket,
+	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.ResetBucket, state.PutSettings,
 		state.DeleteOrg, state.UpdateMember, state.RemoveMember, state.TransferOrg, state.SetPlan, state.DeleteUser, state.SetUserDisabled,
 		state.RevokeKeyBySecret:
 		return true

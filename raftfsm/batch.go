@@ -27,11 +27,13 @@ type batch struct {
 
 	at        applied // of the entry at work
 	raise     bool    // the entry at work may narrow what a credential can do
-	announce  bool    // the entry at work changed horizon, rosters, resets or nodes
+	announce  bool    // the entry at work changed horizon, rosters, resets, nodes or settings
 	rename    bool    // the entry at work changed resets
+	settle    bool    // the entry at work changed the settings
 	raised    bool    // the same of finished entries
 	announced bool
 	renamed   bool
+	settled   bool
 }
 
 func newBatch(db *badger.DB, at applied) *batch {
@@ -45,7 +47,10 @@ func newBatch(db *badger.DB, at applied) *batch {
 
 // newBatchFrom takes over the changes of the entry at work; the caller gives it a transaction.
 func newBatchFrom(b *batch) *batch {
-	next := &batch{done: make(map[string][]byte), cmd: b.cmd, at: b.at, raise: b.raise, announce: b.announce, rename: b.rename}
+	next := &batch{
+		done: make(map[string][]byte), cmd: b.cmd, at: b.at,
+		raise: b.raise, announce: b.announce, rename: b.rename, settle: b.settle,
+	}
 	b.cmd = nil
 	return next
 }
@@ -213,13 +218,14 @@ func (b *batch) keep() {
 	b.raised = b.raised || b.raise
 	b.announced = b.announced || b.announce
 	b.renamed = b.renamed || b.rename
-	b.raise, b.announce, b.rename = false, false, false
+	b.settled = b.settled || b.settle
+	b.raise, b.announce, b.rename, b.settle = false, false, false, false
 }
 
 // drop forgets the changes of the entry at work.
 func (b *batch) drop() {
 	clear(b.cmd)
-	b.raise, b.announce, b.rename = false, false, false
+	b.raise, b.announce, b.rename, b.settle = false, false, false, false
 }
 
 // commit writes the finished entries' changes and the applied record in one transaction.

@@ -130,6 +130,15 @@ func (f *FSM) publish(h *handle, b *batch, at applied) error {
 		}
 		f.resets.Store(&resets) // before the horizon, see Resets
 	}
+	if b.settled {
+		txn := h.db.NewTransaction(false)
+		settings, err := readSettings(txn)
+		txn.Discard()
+		if err != nil {
+			return err
+		}
+		f.settings.Store(&settings) // likewise
+	}
 	if b.announced {
 		limiter := new(state.LimiterState)
 		value, err := readOne(h.db, keyLimiter)
@@ -280,6 +289,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return linkIdentity(b, c)
 	case state.UnlinkIdentity:
 		return unlinkIdentity(b, c)
+	case state.PutSettings:
+		return putSettings(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -41,6 +41,7 @@ const (
 	prefixReset          = 'Z' // Z<bucket> -> Reset
 	prefixOnce           = 'w' // w<hash> -> OnceRecord
 	prefixOnceEnd        = 'W' // W<time><hash>; time is the record's ExpiresAt
+	prefixSettings       = 'p' // p<version> -> Settings
 )
 
 var (

@@ -43,15 +43,16 @@ type FSM struct {
 	current atomic.Pointer[handle] // nil once closed
 	retired sync.WaitGroup         // closing of databases that were replaced
 
-	epoch   atomic.Uint64
-	index   atomic.Uint64
-	limiter atomic.Pointer[state.LimiterState]
-	resets  atomic.Pointer[[]state.Reset]
-	facts   *facts
-	waiting waiters
-	closed  chan struct{}
-	closing sync.Once
-	ended   error // Close's result; read after closing
+	epoch    atomic.Uint64
+	index    atomic.Uint64
+	limiter  atomic.Pointer[state.LimiterState]
+	resets   atomic.Pointer[[]state.Reset]
+	settings atomic.Pointer[[]state.Settings]
+	facts    *facts
+	waiting  waiters
+	closed   chan struct{}
+	closing  sync.Once
+	ended    error // Close's result; read after closing
 
 	failOnce sync.Once
 	failed   atomic.Bool
@@ -173,6 +174,7 @@ func (f *FSM) adopt(h *handle) error {
 	var at applied
 	limiter := new(state.LimiterState)
 	var resets []state.Reset
+	var settings []state.Settings
 	err := h.db.View(func(txn *badger.Txn) error {
 		schema, err := read(txn, keySchema)
 		if err != nil {
@@ -202,6 +204,9 @@ func (f *FSM) adopt(h *handle) error {
 		if resets, err = readResets(txn); err != nil {
 			return err
 		}
+		if settings, err = readSettings(txn); err != nil {
+			return err
+		}
 		prefix := []byte{prefixKeyUse}
 		err = each(txn, prefix, prefix, func(string) (bool, error) {
 			h.touched.Store(true)
@@ -216,6 +221,7 @@ func (f *FSM) adopt(h *handle) error {
 	f.at = at
 	f.requests = requestQueue{}
 	f.resets.Store(&resets)
+	f.settings.Store(&settings)
 	f.limiter.Store(limiter)
 	if old := f.current.Swap(h); old != nil {
 		f.retire(old)
@@ -354,8 +360,8 @@ func (f *FSM) Limiter() state.LimiterState {
 // a horizon must know every handing back before it in the log.
 func (f *FSM) Resets() []state.Reset { return *f.resets.Load() }
 
-// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets or the nodes;
-// look at Limiter, Resets and Nodes for what is so now. fn is called from Raft's goroutine and must not block. cancel ends
+// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets, the nodes or
+// the settings; look at Limiter, Resets, Nodes and Settings for what is so now. fn is called from Raft's goroutine and must not block. cancel ends
 // it; a call at work may still end after cancel has returned.
 func (f *FSM) Subscribe(fn func()) (cancel func()) {
 	f.subscribersMu.Lock()

@@ -209,6 +209,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.NodeInfo))
 	case prefixReset:
 		err = state.Unmarshal(value, new(state.Reset))
+	case prefixSettings:
+		err = state.Unmarshal(value, new(state.Settings))
 	case prefixRequest:
 		if len(value) < 8 {
 			err = errors.New("too short")

@@ -119,6 +119,7 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeLinkIdentity:     decodeAs[LinkIdentity],
 	TypeUnlinkIdentity:   decodeAs[UnlinkIdentity],
 
+	TypePutSettings:  decodeAs[PutSettings],
 	TypeStartSession: decodeAs[StartSession],
 }
 

@@ -60,6 +60,7 @@ const (
 	TypeLinkIdentity     uint16 = 37
 	TypeUnlinkIdentity   uint16 = 38
 
+	TypePutSettings  uint16 = 41
 	TypeStartSession uint16 = 44
 )
 
