@@ -148,7 +148,7 @@ func (c *call) fillKey(key *state.APIKey, req createKeyRequest) error {
 	if req.OrganizationID == "" {
 		add("organization_id", "is required")
 	}
-	key.Scopes, detail = c.srv.checkScopes(req.Scopes)
+	key.Scopes, detail = c.live.checkScopes(req.Scopes)
 	add("scopes", detail)
 	if req.Environment != nil {
 		if key.Environment = *req.Environment; key.Environment != envLive && key.Environment != envTest {
@@ -169,17 +169,17 @@ func (c *call) fillKey(key *state.APIKey, req createKeyRequest) error {
 }
 
 // checkScopes checks scopes against the catalogue and drops repetitions.
-func (s *Server) checkScopes(scopes []string) (clean []string, wrong string) {
+func (lv *live) checkScopes(scopes []string) (clean []string, wrong string) {
 	if len(scopes) == 0 || len(scopes) > maxScopes {
 		return nil, "must have 1 to 100 scopes"
 	}
 	for _, scope := range scopes {
-		if !s.validScope(scope) {
+		if !lv.validScope(scope) {
 			if len(scope) > maxScopeLen {
 				return nil, "has a scope that is too long"
 			}
 			return nil, fmt.Sprintf("%q is not a scope: it must be <resource>:<action>, <resource>:* or *, with a resource of %s",
-				scope, strings.Join(s.cfg.ScopeResources, ", "))
+				scope, strings.Join(lv.scopes, ", "))
 		}
 		if !slices.Contains(clean, scope) {
 			clean = append(clean, scope)
@@ -188,12 +188,12 @@ func (s *Server) checkScopes(scopes []string) (clean []string, wrong string) {
 	return clean, ""
 }
 
-func (s *Server) validScope(scope string) bool {
+func (lv *live) validScope(scope string) bool {
 	if scope == "*" {
 		return true
 	}
 	resource, action, ok := strings.Cut(scope, ":")
-	if !ok || len(scope) > maxScopeLen || !slices.Contains(s.cfg.ScopeResources, resource) {
+	if !ok || len(scope) > maxScopeLen || !slices.Contains(lv.scopes, resource) {
 		return false
 	}
 	if action == "*" {
@@ -383,7 +383,7 @@ func (c *call) keyUpdate(key *state.APIKey, req updateKeyRequest) (state.UpdateK
 		var scopes []string
 		detail := "must be an array of strings"
 		if json.Unmarshal(req.Scopes, &scopes) == nil && !bytes.Equal(req.Scopes, jsonNull) {
-			scopes, detail = c.srv.checkScopes(scopes)
+			scopes, detail = c.live.checkScopes(scopes)
 		}
 		cmd.Scopes = &scopes
 		add("scopes", detail)

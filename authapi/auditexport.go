@@ -164,7 +164,7 @@ func (x *auditExport) Close() error {
 func (s *Server) stillReads(old *credential, org string) error {
 	p := old.principal
 	if p.Method == MethodAPIKey {
-		now, err := s.lookupKey(old.hash, s.clock().UnixMilli())
+		now, err := s.lookupKey(s.live.Load(), old.hash, s.clock().UnixMilli())
 		return orEnded(err == nil && state.ScopeAllows(now.principal.Scopes, matrix[opReadAudit].scope), err)
 	}
 	o, err := s.state.Organization(org)

@@ -42,6 +42,7 @@ var anonymous = &Principal{Method: MethodAnonymous}
 // ctx, may be kept afterwards.
 type call struct {
 	srv       *Server
+	live      *live // from the beginning of the request to its end
 	ctx       *fasthttp.RequestCtx
 	now       time.Time // read once per request
 	requestID string    // "" in verify and lean routes, which answer from idBuf alone
@@ -84,8 +85,18 @@ var callPool = sync.Pool{New: func() any { return &call{scratch: make([]byte, 0,
 func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 	c := callPool.Get().(*call)
 	c.srv, c.ctx, c.now = s, ctx, s.clock()
+	c.live = s.live.Load()
 	c.principal = anonymous
 	return c
+}
+
+// again makes c the call that it was before dispatch, by what is live now. Until a request is admitted nothing is written, and
+// nothing read of its body.
+func (c *call) again() {
+	c.decision.reset()
+	c.live = c.srv.live.Load()
+	c.principal, c.entry, c.route, c.target = anonymous, nil, nil, nil
+	c.open, c.byCookie, c.closeAfter = false, false, false
 }
 
 func (c *call) release() {

@@ -90,30 +90,13 @@ func handleCheck(c *call) error {
 	if err != nil {
 		return err
 	}
-	var fields []FieldError
-	for i := range list {
-		at := i
-		if single {
-			at = -1
-		}
-		fields = c.srv.resolveCheck(&list[i], &room.slots[i], at, fields)
-	}
-	if err := invalidFields(fields); err != nil {
-		return err
-	}
 	slots := room.slots[:len(list)]
-	organization := c.principal.OrganizationID
-	for i := range slots {
-		s := &slots[i]
-		// No id has a NUL in it: no two pairs of organization and key meet in one subject.
-		room.subject = append(append(append(room.subject[:0], organization...), 0), list[i].key...)
-		s.bucket = c.srv.limits.Bucket(s.policy.space, s.rule, room.subject)
-	}
-	var allowed bool
-	if room.reader.atomic {
-		allowed, err = c.srv.decideTogether(room, slots)
-	} else {
-		allowed, err = c.srv.decideEach(room, slots)
+	lv := c.live
+	allowed, err := c.decideChecks(lv, room, list, slots, single)
+	for err == nil && c.srv.live.Load() != lv { // as call.moved
+		room.giveBack(c.srv.limits, allowed)
+		lv = c.srv.live.Load()
+		allowed, err = c.decideChecks(lv, room, list, slots, single)
 	}
 	if err != nil {
 		return err
@@ -139,6 +122,42 @@ func handleCheck(c *call) error {
 	return nil
 }
 
+// decideChecks decides all checks by what is live in lv, together or each by itself. On an error nothing stays spent.
+func (c *call) decideChecks(lv *live, room *checkRoom, list []check, slots []checkSlot, single bool) (allowed bool, err error) {
+	var fields []FieldError
+	for i := range list {
+		at := i
+		if single {
+			at = -1
+		}
+		fields = lv.resolveCheck(&list[i], &slots[i], at, fields)
+	}
+	if err := invalidFields(fields); err != nil {
+		return false, err
+	}
+	organization := c.principal.OrganizationID
+	for i := range slots {
+		s := &slots[i]
+		// No id has a NUL in it: no two pairs of organization and key meet in one subject.
+		room.subject = append(append(append(room.subject[:0], organization...), 0), list[i].key...)
+		s.bucket = c.srv.limits.Bucket(s.policy.space, s.rule, room.subject)
+	}
+	if room.reader.atomic {
+		return c.srv.decideTogether(lv.decisions, room, slots)
+	}
+	return c.srv.decideEach(lv.decisions, room, slots)
+}
+
+// giveBack gives back what the checks that were just decided have spent.
+func (r *checkRoom) giveBack(limits Limits, allowed bool) {
+	for at := range r.n {
+		// Together they spend all, or nothing whatever each would have got.
+		if r.reader.atomic && allowed || !r.reader.atomic && r.verdicts[at].Outcome == limiter.Admitted {
+			limits.Refund(r.charges[at : at+1])
+		}
+	}
+}
+
 // asked are the checks of a request: the object itself, or those of "checks".
 func (r *checkRoom) asked() (list []check, single bool, err error) {
 	given := r.outer.given
@@ -160,7 +179,7 @@ func (r *checkRoom) asked() (list []check, single bool, err error) {
 }
 
 // resolveCheck finds a check's limit, and adds what is wrong with it to fields. at is its index in the batch, or -1.
-func (s *Server) resolveCheck(ch *check, slot *checkSlot, at int, fields []FieldError) []FieldError {
+func (lv *live) resolveCheck(ch *check, slot *checkSlot, at int, fields []FieldError) []FieldError {
 	wrong := func(f checkField, detail string) {
 		fields = append(fields, FieldError{Field: checkPath(at, f.name()), Detail: detail})
 	}
@@ -172,7 +191,7 @@ func (s *Server) resolveCheck(ch *check, slot *checkSlot, at int, fields []Field
 	}
 	before := len(fields)
 	if ch.given&fieldPolicy != 0 {
-		slot.policy = s.policies.checks[string(ch.policy)]
+		slot.policy = lv.policies.checks[string(ch.policy)]
 		if slot.policy == nil {
 			wrong(fieldPolicy, "is not the name of a policy for checks")
 		} else {
@@ -184,7 +203,7 @@ func (s *Server) resolveCheck(ch *check, slot *checkSlot, at int, fields []Field
 			}
 		}
 	} else {
-		slot.policy = s.policies.check
+		slot.policy = lv.policies.check
 		slot.rule = ch.rule(wrong)
 	}
 	slot.cost = 1
@@ -253,7 +272,7 @@ func (ch *check) rule(wrong func(checkField, string)) limiter.Rule {
 }
 
 // decideEach decides each check by itself. allowed says that all may pass. On an error nothing stays spent.
-func (s *Server) decideEach(room *checkRoom, slots []checkSlot) (allowed bool, err error) {
+func (s *Server) decideEach(d *decisions, room *checkRoom, slots []checkSlot) (allowed bool, err error) {
 	var waiting []int // in charges; only what needs another node allocates
 	room.n = 0
 	for i := range slots {
@@ -277,7 +296,7 @@ func (s *Server) decideEach(room *checkRoom, slots []checkSlot) (allowed bool, e
 	for at := range room.n {
 		slot, v := &slots[room.places[at]], &room.verdicts[at]
 		slot.verdict = *v
-		s.decisions.note(slot.policy.index, &slot.bucket, v, v.Outcome)
+		d.note(slot.policy.index, &slot.bucket, v, v.Outcome)
 		outcome = max(outcome, v.Outcome)
 	}
 	for i := range slots {
@@ -312,7 +331,7 @@ func (s *Server) takeWaiting(room *checkRoom, waiting []int) {
 
 // decideTogether lets all checks pass, or spends from none. Each verdict says what its check alone would get. Checks that
 // only look come first: they must let one unit pass.
-func (s *Server) decideTogether(room *checkRoom, slots []checkSlot) (allowed bool, err error) {
+func (s *Server) decideTogether(d *decisions, room *checkRoom, slots []checkSlot) (allowed bool, err error) {
 	room.n = 0
 	whole := limiter.Admitted
 	for i := range slots {
@@ -329,7 +348,7 @@ func (s *Server) decideTogether(room *checkRoom, slots []checkSlot) (allowed boo
 		for at := range charges {
 			slot := &slots[room.places[at]]
 			slot.verdict = verdicts[at]
-			s.decisions.note(slot.policy.index, &slot.bucket, &slot.verdict, whole)
+			d.note(slot.policy.index, &slot.bucket, &slot.verdict, whole)
 		}
 	} else {
 		for at := range charges {

@@ -29,12 +29,12 @@ func (cc *credentialCache) set(hash *[32]byte) *cacheSet {
 	return &cc.sets[binary.LittleEndian.Uint64(hash[:8])&cc.mask]
 }
 
-// get finds a credential that holds at this epoch and time, nil where it has to be looked up.
-func (cc *credentialCache) get(hash *[32]byte, epoch uint64, nowMillis int64) *credential {
+// get finds a credential that holds for this live, by its number, at this epoch and time, nil where it has to be looked up.
+func (cc *credentialCache) get(hash *[32]byte, live, epoch uint64, nowMillis int64) *credential {
 	set := cc.set(hash)
 	for i := range set {
 		if e := set[i].Load(); e != nil && e.hash == *hash {
-			if e.epoch == epoch && nowMillis < e.validTo {
+			if e.live == live && e.epoch == epoch && nowMillis < e.validTo {
 				return e
 			}
 			return nil
@@ -43,7 +43,7 @@ func (cc *credentialCache) get(hash *[32]byte, epoch uint64, nowMillis int64) *c
 	return nil
 }
 
-// put remembers e: in the place of its older self, of an empty slot, of one from an older epoch, or of any.
+// put remembers e: in the place of its older self, of an empty slot, of one from another epoch or of other settings, or of any.
 func (cc *credentialCache) put(e *credential) {
 	set := cc.set(&e.hash)
 	victim := int(e.hash[8]) % cacheWays
@@ -56,7 +56,7 @@ func (cc *credentialCache) put(e *credential) {
 			return
 		case old == nil && best < 2:
 			victim, best = i, 2
-		case old != nil && old.epoch != e.epoch && best < 1:
+		case old != nil && (old.epoch != e.epoch || old.live != e.live) && best < 1:
 			victim, best = i, 1
 		}
 	}

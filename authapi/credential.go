@@ -17,6 +17,7 @@ import (
 // credential is what is known of one good credential: an entry of the cache. It is immutable.
 type credential struct {
 	hash      [32]byte // SHA-256 of the credential as sent
+	live      uint64   // live.seq of what policy and group are of
 	epoch     uint64   // State.Epoch() from before anything was read for it
 	validTo   int64    // Unix milliseconds, exclusive; math.MaxInt64 for never
 	principal *Principal
@@ -130,15 +131,15 @@ func (c *call) authenticate(cost int64) error {
 	case bad != nil:
 		return c.reject(bad)
 	case raw == nil:
-		group := s.policies.failed
+		group := c.live.policies.failed
 		if c.target == nil || c.open {
-			group = s.policies.open
+			group = c.live.policies.open
 		}
 		c.gatherAddress(group, cost)
 		return c.take(nil)
 	}
 	hash := sha256.Sum256(raw)
-	cred := s.credentials.get(&hash, s.state.Epoch(), c.now.UnixMilli())
+	cred := s.credentials.get(&hash, c.live.seq, s.state.Epoch(), c.now.UnixMilli())
 	if cred == nil {
 		var err error
 		if cred, err = c.resolve(raw, hash); err != nil {
@@ -162,7 +163,7 @@ func (c *call) authenticate(cost int64) error {
 
 // reject spends from the address for a credential that failed, and gives the answer: p, or the 429 or 503 of the address.
 func (c *call) reject(p *Problem) error {
-	c.gatherAddress(c.srv.policies.failed, 1)
+	c.gatherAddress(c.live.policies.failed, 1)
 	if err := c.take(nil); err != nil {
 		return err
 	}
@@ -171,7 +172,7 @@ func (c *call) reject(p *Problem) error {
 
 // peekAddress lets the response show the address's policies. refused says that one of them is used up.
 func (c *call) peekAddress() (refused bool) {
-	c.gatherAddress(c.srv.policies.failed, 1)
+	c.gatherAddress(c.live.policies.failed, 1)
 	return c.peek()
 }
 
@@ -183,7 +184,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		return nil, c.reject(failed("the API key is mistyped").because(whyMistyped))
 	}
 	stale := !s.cfg.Auth.ServeStale && !s.cluster.Fresh()
-	cred, err := s.lookup(raw, hash, key, c.now)
+	cred, err := s.lookup(c.live, raw, hash, key, c.now)
 	if errors.Is(err, errUnknownCredential) && !stale {
 		if c.peekAddress() {
 			return nil, errRefused
@@ -191,7 +192,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		if err := s.catchUp(); err != nil {
 			return nil, err
 		}
-		cred, err = s.lookup(raw, hash, key, c.now)
+		cred, err = s.lookup(c.live, raw, hash, key, c.now)
 	}
 	var bad *Problem
 	switch {
@@ -240,25 +241,25 @@ func (s *Server) catchUp() error {
 
 // lookup checks a credential against this node's state as it is. Errors: a *Problem where it is known and not good,
 // errUnknownCredential, or the store's.
-func (s *Server) lookup(raw []byte, hash [32]byte, key bool, now time.Time) (*credential, error) {
+func (s *Server) lookup(lv *live, raw []byte, hash [32]byte, key bool, now time.Time) (*credential, error) {
 	epoch := s.state.Epoch()
 	var cred *credential
 	var err error
 	if key {
-		cred, err = s.lookupKey(hash, now.UnixMilli())
+		cred, err = s.lookupKey(lv, hash, now.UnixMilli())
 	} else {
-		cred, err = s.lookupToken(raw, now)
+		cred, err = s.lookupToken(lv, raw, now)
 	}
 	if err != nil {
 		return nil, err
 	}
-	cred.hash, cred.epoch = hash, epoch
+	cred.hash, cred.live, cred.epoch = hash, lv.seq, epoch
 	return cred, nil
 }
 
 const never = int64(1<<63 - 1)
 
-func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) {
+func (s *Server) lookupKey(lv *live, hash [32]byte, nowMillis int64) (*credential, error) {
 	auth, err := s.state.KeyAuth(hash)
 	if err != nil {
 		return nil, err
@@ -294,7 +295,7 @@ func (s *Server) lookupKey(hash [32]byte, nowMillis int64) (*credential, error) 
 	cred := keyCredential(k)
 	cred.validTo = validTo
 	var group *policyGroup
-	cred.policy, group = s.keyPolicy(k, org)
+	cred.policy, group = lv.keyPolicy(k, org)
 	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(k.ID))
 	s.count(cred, group, k.OrganizationID)
 	return cred, nil
@@ -341,22 +342,22 @@ func keyCredential(k *state.APIKey) *credential {
 
 // keyPolicy is what limits a key: its own limit, its organization's plan, or the layer's policy; and what else counts its
 // requests.
-func (s *Server) keyPolicy(k *state.APIKey, org *state.Organization) (*policy, *policyGroup) {
-	p, group := s.policies.apiKey, s.policies.keys[""]
-	if plan := s.policies.keyPlans[org.Plan]; plan != nil {
-		p, group = plan, s.policies.keys[org.Plan]
+func (lv *live) keyPolicy(k *state.APIKey, org *state.Organization) (*policy, *policyGroup) {
+	p, group := lv.policies.apiKey, lv.policies.keys[""]
+	if plan := lv.policies.keyPlans[org.Plan]; plan != nil {
+		p, group = plan, lv.policies.keys[org.Plan]
 	}
 	if k.RateLimit > 0 && k.RateWindow > 0 {
-		rule := limiter.Rule{Limit: k.RateLimit, Window: k.RateWindow, Algorithm: s.policies.apiKey.rule.Algorithm}
+		rule := limiter.Rule{Limit: k.RateLimit, Window: k.RateWindow, Algorithm: lv.policies.apiKey.rule.Algorithm}
 		if rule.Algorithm == limiter.TokenBucket {
 			rule.Burst = rule.Limit
 		}
-		p = newPolicy(policyAPIKey, s.policies.apiKey.index, rule)
+		p = newPolicy(policyAPIKey, lv.policies.apiKey.index, rule)
 	}
 	return p, group
 }
 
-func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
+func (s *Server) lookupToken(lv *live, raw []byte, now time.Time) (*credential, error) {
 	cl, err := s.tokens.verify(raw, now)
 	switch {
 	case err == nil:
@@ -403,7 +404,7 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 	if member != nil {
 		cred.role = member.Role
 	}
-	p, group, counted, err := s.userPolicy(user.ID, org)
+	p, group, counted, err := s.userPolicy(lv, user.ID, org)
 	if err != nil {
 		return nil, err
 	}
@@ -415,16 +416,16 @@ func (s *Server) lookupToken(raw []byte, now time.Time) (*credential, error) {
 
 // userPolicy is what limits a user whose token is of the organization own: a plan's policy or the layer's; what else counts
 // the requests, and for which organization.
-func (s *Server) userPolicy(userID, own string) (p *policy, group *policyGroup, organization string, err error) {
-	plan, organization, err := s.userPlan(userID, own)
+func (s *Server) userPolicy(lv *live, userID, own string) (p *policy, group *policyGroup, organization string, err error) {
+	plan, organization, err := s.userPlan(lv, userID, own)
 	if err != nil {
 		return nil, nil, "", err
 	}
-	p = s.policies.user
+	p = lv.policies.user
 	if plan != "" {
-		p = s.policies.userPlans[plan]
+		p = lv.policies.userPlans[plan]
 	}
-	return p, s.policies.users[plan], organization, nil
+	return p, lv.policies.users[plan], organization, nil
 }
 
 // count notes what else counts a credential's requests. cred.bucket is named already: where the limiter is not there yet
@@ -440,8 +441,8 @@ func (s *Server) count(cred *credential, group *policyGroup, organization string
 // count the user's requests, or a member of several could spend one's plan on another's account. Of equal ones it is own,
 // the token's organization, or else the first. Without a plan it is "" and own. Where the configuration has no plans that
 // costs nothing, however many organizations there are.
-func (s *Server) userPlan(userID, own string) (plan, organization string, err error) {
-	if len(s.policies.userPlans) == 0 {
+func (s *Server) userPlan(lv *live, userID, own string) (plan, organization string, err error) {
+	if len(lv.policies.userPlans) == 0 {
 		return "", own, nil
 	}
 	memberships, err := s.state.MembershipsOf(userID)
@@ -458,7 +459,7 @@ func (s *Server) userPlan(userID, own string) (plan, organization string, err er
 		if org == nil || org.DeletedAt != 0 {
 			continue
 		}
-		p := s.policies.userPlans[org.Plan]
+		p := lv.policies.userPlans[org.Plan]
 		if p == nil {
 			continue
 		}

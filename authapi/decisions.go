@@ -7,8 +7,8 @@ import (
 	"sluice/limiter"
 )
 
-// DecisionCount is what one policy decided since the server was made. A layer's policy, plans' and keys' own limits that
-// stand in its place count under one name.
+// DecisionCount is what one policy decided since the server was made, or since there is a policy of its name. A layer's policy,
+// plans' and keys' own limits that stand in its place count under one name.
 type DecisionCount struct {
 	Policy    string
 	Admitted  uint64
@@ -30,11 +30,22 @@ type decisionCell struct {
 // decisions counts what policies decide, by policy.index.
 type decisions struct {
 	names []string
-	cells [][decisionStripes]decisionCell
+	cells []*[decisionStripes]decisionCell
 }
 
-func newDecisions(names []string) *decisions {
-	return &decisions{names: names, cells: make([][decisionStripes]decisionCell, len(names))}
+// newDecisions counts on where last, which may be nil, has counted under the same name.
+func newDecisions(names []string, last *decisions) *decisions {
+	d := &decisions{names: names, cells: make([]*[decisionStripes]decisionCell, len(names))}
+	for i, name := range names {
+		if last != nil {
+			if j := slices.Index(last.names, name); j >= 0 {
+				d.cells[i] = last.cells[j]
+				continue
+			}
+		}
+		d.cells[i] = new([decisionStripes]decisionCell)
+	}
+	return d
 }
 
 // note counts one policy's part of a decision whose outcome for all policies together is whole. A policy that would have let a
@@ -56,13 +67,14 @@ func (d *decisions) note(index int, bucket *limiter.BucketID, v *limiter.Verdict
 	}
 }
 
-// Decisions are what all policies that are enforced decided, in an order that is the same for the same configuration. Guards on
-// sign-in are among them, as sign_in_*. Safe for concurrent use.
+// Decisions are what all policies that are enforced now decided, in an order that is the same for the same configuration.
+// Guards on sign-in are among them, as sign_in_*. Safe for concurrent use.
 func (s *Server) Decisions() []DecisionCount {
-	d := s.decisions
+	lv := s.live.Load()
+	d := lv.decisions
 	out := make([]DecisionCount, 0, len(d.names))
 	for i, name := range d.names {
-		if slices.ContainsFunc(s.shadows.policies, func(p *policy) bool { return p.index == i }) {
+		if slices.ContainsFunc(lv.shadows.policies, func(p *policy) bool { return p.index == i }) {
 			continue
 		}
 		n := DecisionCount{Policy: name}

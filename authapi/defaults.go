@@ -75,29 +75,11 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Auth.Argon2.MemoryKiB, 19456)
 	setDefault(&c.Auth.Argon2.Iterations, 2)
 	setDefault(&c.Auth.Argon2.Parallelism, 1)
-	limits := DefaultLimits()
-	for _, r := range []struct {
-		name      string
-		rule, def *limiter.Rule
-	}{
-		{policyAnonymous, &c.Limit.Anonymous, &limits.Anonymous},
-		{policyAPIKey, &c.Limit.APIKey, &limits.APIKey},
-		{policyUser, &c.Limit.User, &limits.User},
-		{policyDocuments, &c.Limit.Documents, &limits.Documents},
-	} {
-		setDefault(r.rule, *r.def)
-		if err := checkRule(*r.rule); err != nil {
-			problems = append(problems, fmt.Errorf("limit %s: %w", r.name, err))
-		}
+	lv := c.Live()
+	if err := lv.fill(); err != nil {
+		problems = append(problems, err)
 	}
-	for name, rule := range c.Limit.Plans {
-		if err := checkRule(rule); err != nil {
-			problems = append(problems, fmt.Errorf("plan %s: %w", name, err))
-		}
-	}
-	if len(c.ScopeResources) == 0 {
-		c.ScopeResources = DefaultScopeResources()
-	}
+	c.Limit, c.ScopeResources = lv.Limit, lv.ScopeResources
 	return c, errors.Join(problems...)
 }
 

@@ -136,7 +136,7 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 	c.newRequestID()
 	c.client = client{peer: peerAddr(ctx.RemoteAddr())}
 	c.client.addr = c.client.peer
-	c.decision.add(s.policies.anonymous, c.addressBucket(s.policies.anonymous), 1)
+	c.decision.add(c.live.policies.anonymous, c.addressBucket(c.live.policies.anonymous), 1)
 	c.peek()
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error

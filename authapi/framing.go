@@ -73,7 +73,7 @@ func plainHost(b []byte) bool {
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	most := int64(maxBody)
 	path := ctx.Request.URI().PathOriginal()
-	if r := s.matcher.match(ctx.Request.URI().Host(), path); r != nil && r.upstream != nil {
+	if r := s.live.Load().matcher.match(ctx.Request.URI().Host(), path); r != nil && r.upstream != nil {
 		most = max(most, r.maxBody)
 	}
 	if int64(ctx.Request.Header.ContentLength()) <= most {

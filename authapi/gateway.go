@@ -103,6 +103,11 @@ type upstream struct {
 	base   string // path before the request's own, without a trailing slash
 }
 
+// same says whether two lead to the same place.
+func (u *upstream) same(v *upstream) bool {
+	return u.scheme == v.scheme && u.host == v.host && u.base == v.base
+}
+
 // copyRequest makes the upstream's request: the client's headers without those of the hop, the credentials and all that
 // only this node may say, and with what it says.
 func (c *call) copyRequest(req *fasthttp.Request, r *configured) {

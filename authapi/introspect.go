@@ -143,7 +143,7 @@ func (c *call) introspectKey(token, org string) (*introspection, error) {
 		return nil, nil
 	}
 	hash := hashOf(token)
-	cred, err := c.srv.lookupKey(hash, c.now.UnixMilli())
+	cred, err := c.srv.lookupKey(c.live, hash, c.now.UnixMilli())
 	if err != nil || cred.principal.OrganizationID != org {
 		return nil, err
 	}
@@ -163,7 +163,7 @@ func (c *call) introspectKey(token, org string) (*introspection, error) {
 
 func (c *call) introspectAccess(token, org string) (*introspection, error) {
 	s := c.srv
-	cred, err := s.lookupToken([]byte(token), c.now)
+	cred, err := s.lookupToken(c.live, []byte(token), c.now)
 	if err != nil {
 		return nil, err
 	}
@@ -175,7 +175,7 @@ func (c *call) introspectAccess(token, org string) (*introspection, error) {
 	if err != nil || in == nil {
 		return nil, err
 	}
-	in.Scope, in.TokenType = strings.Join(s.scopesOfRole(in.Role), " "), "Bearer"
+	in.Scope, in.TokenType = strings.Join(c.live.scopesOfRole(in.Role), " "), "Bearer"
 	in.Issued, in.Expires, in.ID = cl.IssuedAt/1000, cred.validTo/1000, cl.TokenID
 	in.SessionID, in.Audience = cl.SessionID, s.tokens.issuer
 	return in, nil
@@ -230,9 +230,9 @@ func (c *call) introspectUser(userID, org string) (*introspection, error) {
 }
 
 // scopesOfRole writes what roleAllows as scopes.
-func (s *Server) scopesOfRole(role string) []string {
+func (lv *live) scopesOfRole(role string) []string {
 	var scopes []string
-	for _, resource := range s.cfg.ScopeResources {
+	for _, resource := range lv.scopes {
 		switch every := resource + ":*"; {
 		case roleAllows(role, "*"):
 			return []string{"*"}

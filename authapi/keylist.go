@@ -56,7 +56,7 @@ func (c *call) keyFilter() (f keyFilter, err error) {
 	add(f.environment != "" && f.environment != envLive && f.environment != envTest, "environment", `must be "live" or "test"`)
 	add(len(f.name) > 4*nameMax, "name", "must have at most 100 characters")
 	add(f.createdBy != "" && !plainID(f.createdBy), "created_by", "must be the id of a user or a key")
-	add(f.scope != "" && !c.srv.validScope(f.scope), "scope", "must be a scope")
+	add(f.scope != "" && !c.live.validScope(f.scope), "scope", "must be a scope")
 	if expired := c.query("expired"); expired != "" {
 		yes := expired == "true"
 		f.expired = &yes

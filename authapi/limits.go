@@ -78,7 +78,7 @@ func (m *member) bucketOf(limits Limits, cred *credential, s *subjectOf) limiter
 
 // gatherAddress is gather for a request without a good credential.
 func (c *call) gatherAddress(group *policyGroup, cost int64) {
-	p := c.srv.policies.anonymous
+	p := c.live.policies.anonymous
 	c.gather(p, c.addressBucket(p), group, nil, cost)
 }
 
@@ -90,7 +90,7 @@ func (c *call) addressBucket(p *policy) limiter.BucketID {
 
 // takeDocument spends from the address's limit for documents, which no other policy comes on top of.
 func (c *call) takeDocument() error {
-	p := c.srv.policies.documents
+	p := c.live.policies.documents
 	c.decision.reset()
 	c.decision.add(p, c.addressBucket(p), 1)
 	return c.take(nil)
@@ -100,8 +100,12 @@ func (c *call) takeDocument() error {
 func (c *call) take(cred *credential) error {
 	d := c.decision
 	outcome := c.srv.limits.Take(d.charges[:d.n], d.verdicts[:d.n])
+	if outcome == limiter.Admitted && c.moved() {
+		c.srv.limits.Refund(d.charges[:d.n])
+		return errLiveMoved
+	}
 	for i := range d.n {
-		c.srv.decisions.note(d.policies[i].index, &d.charges[i].Bucket, &d.verdicts[i], outcome)
+		c.live.decisions.note(d.policies[i].index, &d.charges[i].Bucket, &d.verdicts[i], outcome)
 	}
 	switch outcome {
 	case limiter.Admitted:

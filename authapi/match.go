@@ -93,10 +93,27 @@ func newMatcher(routes []Route) (*matcher, error) {
 }
 
 // close lets go of the idle connections to upstreams.
-func (m *matcher) close() {
+func (m *matcher) close() { m.closeBut(&matcher{}) }
+
+// closeBut is close, without the upstreams that next goes on with. Requests under way may still end by m.
+func (m *matcher) closeBut(next *matcher) {
 	for _, r := range m.routes {
-		if r.upstream != nil {
+		if r.upstream != nil && !slices.ContainsFunc(next.routes, func(n *configured) bool { return n.upstream == r.upstream }) {
 			r.upstream.client.CloseIdleConnections()
+		}
+	}
+}
+
+// takeUpstreams goes on with the connections of a route of last that leads to the same upstream from the same path.
+func (m *matcher) takeUpstreams(last *matcher) {
+	for _, r := range m.routes {
+		if r.upstream == nil {
+			continue
+		}
+		for _, old := range last.routes {
+			if old.upstream != nil && old.host == r.host && old.prefix == r.prefix && old.timeout == r.timeout && old.upstream.same(r.upstream) {
+				r.upstream = old.upstream
+			}
 		}
 	}
 }

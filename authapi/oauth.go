@@ -182,20 +182,24 @@ func CheckRedirectURI(uri string, secure bool) error {
 // oauthClients is what the configuration of one moment makes possible. It is immutable but for what its providers find out.
 type oauthClients struct {
 	providers map[string]*provider
-	redirects map[string]struct{}
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup // discoveries
 	idle func()         // closes idle connections
 }
 
-// SetOAuth replaces the providers while the server runs. Sign-ins that are under way go on with the new settings. The
+// SetOAuth replaces the providers, and where sign-ins may return to, while the server runs. Sign-ins that are under way go on with the new settings. The
 // error names what is missing or impossible; nothing was changed then.
 func (s *Server) SetOAuth(cfg OAuthConfig) error {
+	redirects, err := newRedirects(cfg.RedirectURIs)
+	if err != nil {
+		return fmt.Errorf("configure providers: %w", err)
+	}
 	next, err := s.newOAuthClients(cfg)
 	if err != nil {
 		return fmt.Errorf("configure providers: %w", err)
 	}
+	s.redirects.Store(&redirects)
 	if old := s.oauth.Swap(next); old != nil {
 		old.close()
 	}
@@ -214,14 +218,8 @@ func samePlace(a, b OAuthProvider) bool {
 
 func (s *Server) newOAuthClients(cfg OAuthConfig) (*oauthClients, error) {
 	setDefault(&cfg.Timeout, DefaultProviderTimeout)
-	x := &oauthClients{providers: map[string]*provider{}, redirects: map[string]struct{}{}}
+	x := &oauthClients{providers: map[string]*provider{}}
 	var problems []error
-	for _, uri := range cfg.RedirectURIs {
-		if err := CheckRedirectURI(uri, false); err != nil {
-			problems = append(problems, fmt.Errorf("redirect URI %q: %w", uri, err))
-		}
-		x.redirects[uri] = struct{}{}
-	}
 	for _, p := range cfg.Providers {
 		p = p.complete()
 		err := p.check()
@@ -278,12 +276,6 @@ func (x *oauthClients) provider(name string) (*provider, error) {
 
 func errRedirectURI() *Problem {
 	return problem(http.StatusBadRequest, "invalid_redirect_uri", "redirect_uri is not one of those that a sign-in may return to")
-}
-
-// allows says whether a sign-in may return to uri.
-func (x *oauthClients) allows(uri string) bool {
-	_, ok := x.redirects[uri]
-	return ok
 }
 
 // oauthRoutes are the rows of sign-in with a provider.

@@ -20,7 +20,7 @@ type target struct {
 // checkTarget refuses everything that the configuration does not allow, and settles the mode. user is who asks, nil for
 // anybody.
 func (c *call) checkTarget(x *oauthClients, p *provider, t *target, user *state.User) error {
-	if t.RedirectURI != "" && !x.allows(t.RedirectURI) {
+	if t.RedirectURI != "" && !c.srv.mayReturnTo(t.RedirectURI) {
 		c.oauthFailed(p.Name, "invalid_redirect_uri", user)
 		return errRedirectURI()
 	}

@@ -53,6 +53,11 @@ func handleCallback(c *call) error {
 		return err
 	}
 	c.setOAuthCookie(c.srv.oauthCookie(text), "")
+	if st.Return != "" && !c.srv.mayReturnTo(st.Return) {
+		st.Return = "" // taken off the list meanwhile: no token goes there any more
+		c.giveUp(p, st, errRedirectURI())
+		return nil
+	}
 	who, err := c.answered(ctx, p, e, st, code, failure, issuer)
 	if err == nil {
 		err = c.finishSignIn(ctx, p, st, who)

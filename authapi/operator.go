@@ -206,8 +206,8 @@ func (s *Server) SetOneTimePassword(ctx context.Context, by Operator, name strin
 
 // SetPlan gives an organization a plan of the configuration, or none with "".
 func (s *Server) SetPlan(ctx context.Context, by Operator, organizationID, plan string) (PlanChange, error) {
-	if _, ok := s.cfg.Limit.Plans[plan]; !ok && plan != "" {
-		return PlanChange{}, invalid("plan", "is no plan of this node's configuration")
+	if _, ok := s.live.Load().plans[plan]; !ok && plan != "" {
+		return PlanChange{}, invalid("plan", "is no plan of the settings in force")
 	}
 	if !plainID(organizationID) {
 		return PlanChange{}, errNotFound()

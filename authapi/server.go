@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,12 +33,12 @@ type Server struct {
 	tokens      *tokens
 	passwords   *passwords
 	accounts    *accounts
-	policies    policies
+	live        atomic.Pointer[live]
+	liveMu      sync.Mutex // of whoever changes it
+	redirects   atomic.Pointer[map[string]struct{}]
 	shadows     *shadows
-	decisions   *decisions
 	credentials *credentialCache
 	router      *node
-	matcher     *matcher
 	identity    identityNames
 	admission   *admission
 	malformed   malformed
@@ -58,11 +59,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
-	m, err := newMatcher(cfg.Routes)
-	if err != nil {
-		return nil, fmt.Errorf("configure api: %w", err)
-	}
-	p, err := newPolicies(cfg.Limit, m)
+	lv, err := newLive(cfg.Live(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
@@ -73,20 +70,19 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
 		handlerTimeout: handlerTimeout,
-		policies:       p,
 		credentials:    newCredentialCache(cacheSets),
-		matcher:        m,
 		identity:       identity,
 		origin:         originOf(cfg.PublicURL),
 		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
 	}
+	s.live.Store(lv)
 	if err := s.SetOAuth(cfg.OAuth); err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
 	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
 	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
-	s.decisions = newDecisions(guardNames(s.policies.names))
-	s.shadows = newShadows(&s.policies, s.limits, s.log)
+	s.shadows = newShadows(s.limits, s.log)
+	s.shadows.start(lv.shadows)
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
 	s.router = buildRouter(s.routeTable())
@@ -138,8 +134,10 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
 	s.oauth.Load().close()
+	s.liveMu.Lock() // a change that comes later finds the server draining
+	defer s.liveMu.Unlock()
 	s.shadows.close()
-	s.matcher.close()
+	s.live.Load().matcher.close()
 	if err != nil {
 		return fmt.Errorf("shut down http: %w", err)
 	}
@@ -188,11 +186,21 @@ func (c *call) pattern() string {
 	return c.route.method + " " + c.route.pattern
 }
 
-// serve finds the route, spends from the caller's limit, checks what the route needs, and runs it.
+// serve is one request, from the beginning once more where what changes live did before it was admitted.
 func (s *Server) serve(c *call) error {
 	c.newRequestID() // first, so that even a panic has one
 	c.client = s.clientOf(c.ctx)
 	c.takeRequestID()
+	err := s.dispatch(c)
+	for errors.Is(err, errLiveMoved) {
+		c.again()
+		err = s.dispatch(c)
+	}
+	return err
+}
+
+// dispatch finds the route, spends from the caller's limit, checks what the route needs, and runs it.
+func (s *Server) dispatch(c *call) error {
 	path := c.ctx.Request.URI().PathOriginal()
 	var bad *Problem
 	var end *endpoint
@@ -210,7 +218,7 @@ func (s *Server) serve(c *call) error {
 	default:
 		end = s.router.find(path, &c.raw)
 		if end == nil {
-			configured = s.matcher.match(c.ctx.Request.URI().Host(), path)
+			configured = c.live.matcher.match(c.ctx.Request.URI().Host(), path)
 		}
 	}
 	if end != nil {

@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,46 +29,69 @@ type ShadowCount struct {
 // shadowCounter is a ShadowCount in the making. It fills a cache line, so that policies do not slow each other down.
 type shadowCounter struct {
 	admitted, refused, undecided atomic.Uint64
-	_                            [40]byte
+	logged                       uint64 // refusals told so far; the reporting goroutine's own
+	_                            [32]byte
 }
 
 // shadows evaluates shadow policies. Requests never wait for it: what this node can decide by itself is decided at once,
 // the rest by workers.
 type shadows struct {
-	limits   Limits
-	log      *slog.Logger
-	policies []*policy       // the shadow ones
-	counters []shadowCounter // by policy.index
-	queue    chan shadowCharge
-	stop     chan struct{}
-	stopped  sync.Once
-	done     sync.WaitGroup
+	limits  Limits
+	log     *slog.Logger
+	now     atomic.Pointer[shadowSet] // what is reported
+	queue   chan shadowCharge
+	stop    chan struct{}
+	started sync.Once
+	stopped sync.Once
+	done    sync.WaitGroup
+}
 
-	logged []uint64 // refusals told so far, by place in policies; the reporting goroutine's own
+// shadowSet are the shadow policies of one live, with their counters.
+type shadowSet struct {
+	policies []*policy
+	counters []*shadowCounter // by policy.index; nil for those that are enforced
 }
 
 type shadowCharge struct {
-	index  int // of the policy
-	charge limiter.Charge
+	counter *shadowCounter
+	charge  limiter.Charge
 }
 
-func newShadows(p *policies, limits Limits, log *slog.Logger) *shadows {
-	s := &shadows{limits: limits, log: log, counters: make([]shadowCounter, len(p.names)), stop: make(chan struct{})}
+func newShadows(limits Limits, log *slog.Logger) *shadows {
+	return &shadows{limits: limits, log: log, queue: make(chan shadowCharge, shadowQueue), stop: make(chan struct{})}
+}
+
+// newShadowSet counts on where last, which may be nil, has counted for a shadow policy of the same name.
+func newShadowSet(p *policies, last *shadowSet) *shadowSet {
+	set := &shadowSet{counters: make([]*shadowCounter, len(p.names))}
 	for _, c := range p.configured {
-		if c.shadow {
-			s.policies = append(s.policies, c)
+		if !c.shadow {
+			continue
+		}
+		set.policies = append(set.policies, c)
+		set.counters[c.index] = new(shadowCounter)
+		if last == nil {
+			continue
+		}
+		if i := slices.IndexFunc(last.policies, func(old *policy) bool { return old.name == c.name }); i >= 0 {
+			set.counters[c.index] = last.counters[last.policies[i].index]
 		}
 	}
-	if len(s.policies) == 0 {
-		return s
+	return set
+}
+
+// start sees to it that there are workers before a request needs one. Calls must not overlap.
+func (s *shadows) start(set *shadowSet) {
+	s.now.Store(set)
+	if len(set.policies) == 0 {
+		return
 	}
-	s.logged = make([]uint64, len(s.policies))
-	s.queue = make(chan shadowCharge, shadowQueue)
-	for range shadowWorkers {
-		s.done.Go(s.work)
-	}
-	s.done.Go(s.reportAll)
-	return s
+	s.started.Do(func() {
+		for range shadowWorkers {
+			s.done.Go(s.work)
+		}
+		s.done.Go(s.reportAll)
+	})
 }
 
 // close ends the workers; decisions that still wait are not made.
@@ -80,6 +104,7 @@ func (s *shadows) close() {
 // nothing about the request.
 func (c *call) takeShadow(cred *credential) {
 	d, s := c.decision, c.srv.shadows
+	counters := c.live.shadows.counters
 	of := c.subject(cred)
 	for i := range d.set.shadow {
 		m := &d.set.shadow[i]
@@ -88,13 +113,13 @@ func (c *call) takeShadow(cred *credential) {
 		outcome, wait := c.srv.limits.TryTake(d.charges[at:at+1], d.verdicts[at:at+1])
 		if wait {
 			select {
-			case s.queue <- shadowCharge{m.index, d.charges[at]}:
+			case s.queue <- shadowCharge{counters[m.index], d.charges[at]}:
 			default:
-				s.counters[m.index].undecided.Add(1)
+				counters[m.index].undecided.Add(1)
 			}
 			continue
 		}
-		s.note(m.index, outcome)
+		counters[m.index].note(outcome)
 		if outcome == limiter.Admitted {
 			d.shadows++ // a refund gives it back with the rest
 		}
@@ -102,8 +127,8 @@ func (c *call) takeShadow(cred *credential) {
 	d.subject = of.buf[:0]
 }
 
-func (s *shadows) note(index int, outcome limiter.Outcome) {
-	switch n := &s.counters[index]; outcome {
+func (n *shadowCounter) note(outcome limiter.Outcome) {
+	switch outcome {
 	case limiter.Admitted:
 		n.admitted.Add(1)
 	case limiter.Refused:
@@ -122,7 +147,7 @@ func (s *shadows) work() {
 			return
 		case q := <-s.queue:
 			charges[0] = q.charge
-			s.note(q.index, s.limits.Take(charges, verdicts))
+			q.counter.note(s.limits.Take(charges, verdicts))
 		}
 	}
 }
@@ -143,11 +168,12 @@ func (s *shadows) reportAll() {
 // report logs, for each policy that would have refused since the last time, how often: no more than a line for each
 // policy, whatever the traffic, and nothing of who was concerned.
 func (s *shadows) report() {
-	for i, p := range s.policies {
-		n := &s.counters[p.index]
-		if refused := n.refused.Load(); refused != s.logged[i] {
-			s.log.Info("shadow policy would have refused", "policy", p.name, "requests", refused-s.logged[i], "admitted_in_all", n.admitted.Load(), "refused_in_all", refused)
-			s.logged[i] = refused
+	set := s.now.Load()
+	for _, p := range set.policies {
+		n := set.counters[p.index]
+		if refused := n.refused.Load(); refused != n.logged {
+			s.log.Info("shadow policy would have refused", "policy", p.name, "requests", refused-n.logged, "admitted_in_all", n.admitted.Load(), "refused_in_all", refused)
+			n.logged = refused
 		}
 	}
 }
@@ -155,9 +181,10 @@ func (s *shadows) report() {
 // ShadowCounts tells what each shadow policy would have done, in the order of the configuration. Safe for concurrent
 // use.
 func (s *Server) ShadowCounts() []ShadowCount {
-	out := make([]ShadowCount, 0, len(s.shadows.policies))
-	for _, p := range s.shadows.policies {
-		n := &s.shadows.counters[p.index]
+	set := s.live.Load().shadows
+	out := make([]ShadowCount, 0, len(set.policies))
+	for _, p := range set.policies {
+		n := set.counters[p.index]
 		out = append(out, ShadowCount{p.name, n.admitted.Load(), n.refused.Load(), n.undecided.Load()})
 	}
 	return out

@@ -61,7 +61,7 @@ func (c *call) guardSignIn(subject string) (*attempt, error) {
 	var verdicts [guardCharges]limiter.Verdict
 	outcome := g.limits.Take(a.charges[:], verdicts[:])
 	for i := range a.charges {
-		c.srv.decisions.note(len(c.srv.policies.names)+i, &a.charges[i].Bucket, &verdicts[i], outcome)
+		c.live.decisions.note(len(c.live.policies.names)+i, &a.charges[i].Bucket, &verdicts[i], outcome)
 	}
 	switch outcome {
 	case limiter.Admitted:

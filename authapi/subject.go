@@ -84,6 +84,7 @@ func foundHere[T any](s *Server, read func() (*T, error)) (*T, error) {
 }
 
 func (s *Server) keySubject(k *state.APIKey) (Subject, error) {
+	lv := s.live.Load()
 	org, err := foundHere(s, func() (*state.Organization, error) { return s.state.Organization(k.OrganizationID) })
 	if err != nil {
 		return Subject{}, err
@@ -95,26 +96,27 @@ func (s *Server) keySubject(k *state.APIKey) (Subject, error) {
 	case k.ExpiresAt != 0 && k.ExpiresAt <= now:
 		out.Note = "the key has expired: its requests count for the address that they come from"
 	}
-	p, group := s.keyPolicy(k, org)
+	p, group := lv.keyPolicy(k, org)
 	source := ""
 	switch p {
-	case s.policies.apiKey:
-	case s.policies.keyPlans[org.Plan]:
+	case lv.policies.apiKey:
+	case lv.policies.keyPlans[org.Plan]:
 		source = "plan " + org.Plan
 	default:
 		source = "the key's own limit"
 	}
 	out.Buckets = []SubjectBucket{s.layerBucket(p, source, []byte(k.ID))}
-	s.countedBy(&out, []*policyGroup{group}, subjectOf{key: k.ID, organization: k.OrganizationID}, ByKey, ByOrganization)
+	s.countedBy(lv, &out, []*policyGroup{group}, subjectOf{key: k.ID, organization: k.OrganizationID}, ByKey, ByOrganization)
 	return out.named()
 }
 
 func (s *Server) userSubject(id string) (Subject, error) {
+	lv := s.live.Load()
 	user, err := foundHere(s, func() (*state.User, error) { return s.state.User(id) })
 	if err != nil {
 		return Subject{}, err
 	}
-	p, group, organization, err := s.userPolicy(user.ID, user.PersonalOrg)
+	p, group, organization, err := s.userPolicy(lv, user.ID, user.PersonalOrg)
 	if err != nil {
 		return Subject{}, err
 	}
@@ -123,17 +125,18 @@ func (s *Server) userSubject(id string) (Subject, error) {
 		out.Note = "the account is closed: requests with its tokens count for the address that they come from"
 	}
 	source := ""
-	for name, plan := range s.policies.userPlans {
+	for name, plan := range lv.policies.userPlans {
 		if plan == p {
 			source = "plan " + name
 		}
 	}
 	out.Buckets = []SubjectBucket{s.layerBucket(p, source, []byte(user.ID))}
-	s.countedBy(&out, []*policyGroup{group}, subjectOf{user: user.ID, organization: organization}, ByUser, ByOrganization)
+	s.countedBy(lv, &out, []*policyGroup{group}, subjectOf{user: user.ID, organization: organization}, ByUser, ByOrganization)
 	return out.named()
 }
 
 func (s *Server) organizationSubject(id string) (Subject, error) {
+	lv := s.live.Load()
 	org, err := foundHere(s, func() (*state.Organization, error) { return s.state.Organization(id) })
 	if err != nil {
 		return Subject{}, err
@@ -143,16 +146,17 @@ func (s *Server) organizationSubject(id string) (Subject, error) {
 		out.Note = "the organization is deleted"
 	}
 	plan := org.Plan
-	if s.policies.keyPlans[plan] == nil {
+	if lv.policies.keyPlans[plan] == nil {
 		plan = ""
 	}
 	// A member's requests count for the organization whose plan they go by, with the users' policies of that plan.
-	groups := []*policyGroup{s.policies.keys[plan], s.policies.users[plan]}
-	s.countedBy(&out, groups, subjectOf{organization: org.ID}, ByOrganization)
+	groups := []*policyGroup{lv.policies.keys[plan], lv.policies.users[plan]}
+	s.countedBy(lv, &out, groups, subjectOf{organization: org.ID}, ByOrganization)
 	return out.named()
 }
 
 func (s *Server) addressSubject(text string) (Subject, error) {
+	lv := s.live.Load()
 	addr, err := netip.ParseAddr(text)
 	if err != nil {
 		prefix, err := netip.ParsePrefix(text)
@@ -171,17 +175,17 @@ func (s *Server) addressSubject(text string) (Subject, error) {
 	if cl.addr.Is6() {
 		out.ID = netip.PrefixFrom(cl.addr, 64).Masked().String()
 	}
-	for _, p := range []*policy{s.policies.anonymous, s.policies.documents} {
+	for _, p := range []*policy{lv.policies.anonymous, lv.policies.documents} {
 		out.Buckets = append(out.Buckets, s.layerBucket(p, "", subject))
 	}
-	groups := []*policyGroup{s.policies.open, s.policies.failed}
-	for _, g := range s.policies.keys {
+	groups := []*policyGroup{lv.policies.open, lv.policies.failed}
+	for _, g := range lv.policies.keys {
 		groups = append(groups, g)
 	}
-	for _, g := range s.policies.users {
+	for _, g := range lv.policies.users {
 		groups = append(groups, g)
 	}
-	s.countedBy(&out, groups, subjectOf{address: subject}, ByAddress)
+	s.countedBy(lv, &out, groups, subjectOf{address: subject}, ByAddress)
 	return out.named()
 }
 
@@ -191,7 +195,7 @@ func (s *Server) layerBucket(p *policy, source string, subject []byte) SubjectBu
 
 // countedBy adds the buckets that the configured policies of groups count the subject in. have are the dimensions that it has,
 // the first of which is its own.
-func (s *Server) countedBy(out *Subject, groups []*policyGroup, subject subjectOf, have ...Dimension) {
+func (s *Server) countedBy(lv *live, out *Subject, groups []*policyGroup, subject subjectOf, have ...Dimension) {
 	type place struct {
 		p     *policy
 		route string
@@ -203,7 +207,7 @@ func (s *Server) countedBy(out *Subject, groups []*policyGroup, subject subjectO
 			for _, m := range slices.Concat(set.enforced, set.shadow) {
 				at := place{p: m.policy}
 				if slices.Contains(m.by, ByRoute) {
-					at.route = s.matcher.routes[slot-1].name
+					at.route = lv.matcher.routes[slot-1].name
 				}
 				if !seen[at] {
 					seen[at] = true

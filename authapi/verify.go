@@ -117,7 +117,7 @@ func (c *call) needOf(d described) need {
 		case d.ambiguous || !canonicalPath(path):
 			n.denied = true
 		default:
-			if r := c.srv.matcher.match(d.host, path); r != nil {
+			if r := c.live.matcher.match(d.host, path); r != nil {
 				n.rule = r.rule(d.method)
 				n.denied = n.rule == nil
 				c.target, c.open = r, n.rule != nil && n.rule.anonymous
