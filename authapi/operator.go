@@ -2,8 +2,11 @@ package authapi
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/http"
+	"strconv"
 	"time"
 
 	"sluice/raftfsm/state"
@@ -233,6 +236,35 @@ func (s *Server) SetPlan(ctx context.Context, by Operator, organizationID, plan 
 		return PlanChange{}, operatorError(err)
 	}
 	return PlanChange{OrganizationID: org.ID, Plan: textOrNull(plan)}, nil
+}
+
+// PutSettings makes a new version of the settings that change live: settings has its number, its text and what it restores, and
+// changes says what is new in it. It returns once this node has applied it. A *state.Refusal with CodeConflict is among the errors:
+// the number is not the next one.
+func (s *Server) PutSettings(ctx context.Context, by Operator, settings state.Settings, changes string) error {
+	ctx, cancel := s.operatorContext(ctx)
+	defer cancel()
+	now := s.clock()
+	settings.AppliedAt, settings.Address = now.UnixMilli(), by.Address
+	name := "policy.applied"
+	var detail []string
+	if settings.Rollback {
+		name = "policy.rolled_back"
+		detail = append(detail, "restores", strconv.FormatUint(settings.Restores, 10))
+	}
+	digest := sha256.Sum256([]byte(settings.Text))
+	detail = append(detail, "sha256", hex.EncodeToString(digest[:]), "changes", changes, "node", s.cfg.NodeID)
+	_, err := s.propose(ctx, state.PutSettings{
+		Settings: settings,
+		Audit:    []state.AuditEvent{by.event(now, name, "", kindSettings, strconv.FormatUint(settings.Version, 10), detail...)},
+	})
+	if refusedWith(err, state.CodeConflict) {
+		return err
+	}
+	if err != nil {
+		return operatorError(err)
+	}
+	return nil
 }
 
 // RotateSigningKey replaces the signing key now, whatever the schedule says. The new one signs after keyLead; tokens of

@@ -90,6 +90,7 @@ const (
 	kindSigningKey   = "signing_key"
 	kindEndpoint     = "endpoint"
 	kindProvider     = "provider"
+	kindSettings     = "settings"
 )
 
 // Results in audit events.

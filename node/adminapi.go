@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime"
 	"net"
@@ -32,6 +33,17 @@ type AdminProblem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 	Code   string `json:"code"` // one of docs/errors.md
+	// Errors tell every mistake of settings.
+	Errors []AdminFieldError `json:"errors,omitempty"`
+}
+
+// AdminFieldError is one mistake, as in a configuration.
+type AdminFieldError struct {
+	Field  string `json:"field"` // the key; "" for a mistake of the text as a whole
+	Detail string `json:"detail"`
+	Source string `json:"source,omitempty"` // what the caller called the document, or where the node's own configuration is
+	Line   int    `json:"line,omitempty"`   // from 1
+	Column int    `json:"column,omitempty"` // from 1, in bytes
 }
 
 // Error is for logs.
@@ -140,6 +152,7 @@ func (a *adminServer) api(mux *http.ServeMux) {
 	mux.Handle("POST /v1/cluster/remove", adminChange(a, a.removeNode))
 	mux.Handle("POST /v1/cluster/transfer-leader", adminChange(a, a.transferLeader))
 	a.accounts(mux)
+	a.settingsCalls(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)
@@ -170,6 +183,11 @@ func adminChange[T any](a *adminServer, fn func(ctx context.Context, in T) (any,
 // adminChangeOf is adminChange for a call that looks at its path or its caller too. The request's context ends when the
 // call's time is up.
 func adminChangeOf[T any](a *adminServer, fn func(r *http.Request, in T) (any, error)) http.Handler {
+	return adminChangeUpTo(a, maxAdminBody, fn)
+}
+
+// adminChangeUpTo is adminChangeOf for a body of up to most bytes, a multiple of 1 KiB.
+func adminChangeUpTo[T any](a *adminServer, most int64, fn func(r *http.Request, in T) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)
@@ -181,13 +199,13 @@ func adminChangeOf[T any](a *adminServer, fn func(r *http.Request, in T) (any, e
 			return
 		}
 		var in T
-		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody))
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
 		decoder.DisallowUnknownFields()
 		err = decoder.Decode(&in)
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):
-			a.refuse(w, adminProblem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than 64 KiB"))
+			a.refuse(w, adminProblem(http.StatusRequestEntityTooLarge, "body_too_large", fmt.Sprintf("the body is longer than %d KiB", most>>10)))
 			return
 		case err != nil:
 			a.refuse(w, adminProblem(http.StatusBadRequest, "invalid_json", strings.TrimPrefix(err.Error(), "json: ")))

@@ -54,10 +54,12 @@ type NodeStatus struct {
 	Role          string `json:"role"`  // "leader", "voter" or "nonvoter"
 	Alive         bool   `json:"alive"` // it answered just now
 	// AppliedIndex and Lag, in log entries, are null where it did not answer.
-	AppliedIndex *uint64  `json:"applied_index"`
-	Lag          *uint64  `json:"lag"`
-	InRoster     bool     `json:"in_roster"`
-	Problems     []string `json:"problems"`
+	AppliedIndex *uint64 `json:"applied_index"`
+	Lag          *uint64 `json:"lag"`
+	InRoster     bool    `json:"in_roster"`
+	// SettingsVersion is what it goes by, 0 for its own configuration alone, null where it did not answer.
+	SettingsVersion *uint64  `json:"settings_version"`
+	Problems        []string `json:"problems"`
 }
 
 func (a *adminServer) cluster(r *http.Request) (any, error) { return a.node.clusterStatus(r.Context()) }
@@ -129,6 +131,7 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 			node.Name, node.Version, node.PeerAddress, node.GossipAddress = h.reply.Name, h.reply.Version, h.reply.Peer, h.reply.Gossip
 			applied, lag := h.reply.Applied, newest-min(newest, h.reply.Applied)
 			node.AppliedIndex, node.Lag = &applied, &lag
+			node.SettingsVersion = &h.reply.Settings
 			if lag > maxLag {
 				problem("is %d entries behind", lag)
 			}

@@ -28,11 +28,12 @@ var (
 // apiConfig maps the configuration to authapi's. The configuration is a valid one.
 func (n *Node) apiConfig() (authapi.Config, error) {
 	c := n.cfg
+	in := n.settings.now.Load().live.Config
 	proxies, err := prefixes(c.TrustedProxies)
 	if err != nil {
 		return authapi.Config{}, err
 	}
-	limit, err := c.apiLimits()
+	live, err := in.apiLive()
 	if err != nil {
 		return authapi.Config{}, err
 	}
@@ -40,6 +41,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 	if err != nil {
 		return authapi.Config{}, err
 	}
+	oauth.RedirectURIs = live.RedirectURIs
 	return authapi.Config{
 		State:   n.fsm.View(),
 		Cluster: (*apiCluster)(n),
@@ -75,10 +77,10 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 			},
 		},
 		OAuth:              oauth,
-		Limit:              limit,
-		Routes:             c.apiRoutes(),
+		Limit:              live.Limit,
+		Routes:             live.Routes,
 		RoutesDefaultAllow: c.RoutesDefault == "allow",
-		ScopeResources:     slices.Clone(c.Scopes.Resources),
+		ScopeResources:     live.ScopeResources,
 
 		ReadTimeout: time.Duration(c.HTTP.ReadTimeout), WriteTimeout: time.Duration(c.HTTP.WriteTimeout),
 		IdleTimeout: time.Duration(c.HTTP.IdleTimeout),

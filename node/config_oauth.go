@@ -73,28 +73,19 @@ func (c *Config) apiOAuth() (authapi.OAuthConfig, error) {
 	return out, nil
 }
 
-// ReloadOAuth takes over the providers and redirect targets of next, which is valid, secrets in files included. Sign-ins under
-// way go on. Nothing is changed on an error.
-func (n *Node) ReloadOAuth(next Config) error {
-	cfg, err := next.apiOAuth()
-	if err != nil {
-		return fmt.Errorf("reload oauth: %w", err)
+func (v *validator) oauth() {
+	v.redirects()
+	for _, p := range v.c.oauthProviders() {
+		v.provider(p)
 	}
-	if err := n.api.SetOAuth(cfg); err != nil {
-		return fmt.Errorf("reload oauth: %w", err)
-	}
-	return nil
 }
 
-func (v *validator) oauth() {
+func (v *validator) redirects() {
 	secure := strings.HasPrefix(strings.ToLower(v.c.PublicURL), "https://")
 	for i, uri := range v.c.OAuth.RedirectURIs {
 		if err := authapi.CheckRedirectURI(uri, secure); err != nil {
 			v.fail(fmt.Sprintf("oauth.redirect_uris[%d]", i), "%v, not %s", err, quote(uri))
 		}
-	}
-	for _, p := range v.c.oauthProviders() {
-		v.provider(p)
 	}
 }
 

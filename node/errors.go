@@ -46,6 +46,8 @@ var (
 	errUnknown = authapi.ErrUnknown
 	// errNotSent: the call never left this node.
 	errNotSent = errors.New("call not sent")
+	// errNoSuchCall: the asked node is of a version that does not know the call. Nothing happened.
+	errNoSuchCall = errors.New("the node's version does not know the call")
 	// errNoAddress: no address of the node is known.
 	errNoAddress = errors.New("no address known")
 )

@@ -223,7 +223,7 @@ func (p *peerCalls) hello() helloReply {
 		NodeID: n.data.NodeID, Name: n.cfg.Name, Version: n.opts.version,
 		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
-		Problems: n.problems(),
+		Problems: n.problems(), Settings: n.SettingsVersion(),
 	}
 	if k := n.consensus.Load(); k != nil {
 		if servers, err := k.servers(); err == nil {
@@ -265,7 +265,11 @@ func (p *peerCalls) serveForward(ctx context.Context, caller string, envelope []
 }
 
 func (p *peerCalls) serveApplied(ctx context.Context, index uint64) error {
-	return p.fsm.WaitApplied(ctx, index)
+	if err := p.fsm.WaitApplied(ctx, index); err != nil {
+		return err
+	}
+	(*Node)(p).takeUpSettings() // whoever waits for a change wants it to be in force
+	return nil
 }
 
 func (p *peerCalls) serveBarrier(ctx context.Context, caller string, patience time.Duration) (uint64, error) {

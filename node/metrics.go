@@ -174,6 +174,9 @@ var metrics = []metric{
 		return age.Seconds()
 	})},
 
+	{"sluice_settings_version", kindGauge, "Version of the settings that this node goes by; 0 for its own configuration alone.", one(func(s *scrape) float64 { return float64(s.n.SettingsVersion()) })},
+	{"sluice_settings_newest_version", kindGauge, "The newest version applied here; another than the one before, and the node goes by older settings.", one(func(s *scrape) float64 { return float64(s.n.newestSettings().Version) })},
+
 	{"sluice_horizon_ahead_seconds", kindGauge, "How far the horizon is ahead of this node's clock; negative once it has passed.", func(s *scrape, out *samples) {
 		if s.shares.Horizon != 0 {
 			out.add("", "", float64(s.shares.Horizon-s.now.UnixMilli())/1000)

@@ -37,6 +37,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sluice/authapi"
+	"sluice/limiter"
 	"sluice/raftfsm"
 	"sluice/raftfsm/state"
 )
@@ -62,6 +63,7 @@ type Node struct {
 	api       *authapi.Server
 	admin     *adminServer
 	limits    limits
+	settings  settings
 	// certificates is the public listener's; nil for plain HTTP.
 	certificates *certificates
 	proposer     *proposer
@@ -202,8 +204,11 @@ func (n *Node) openStores() error {
 		c.ClusterID = m.ClusterID
 		n.formedID.Store(&m.ClusterID)
 	}
-	n.fsm, err = raftfsm.Open(c)
-	return err
+	if n.fsm, err = raftfsm.Open(c); err != nil {
+		return err
+	}
+	n.openSettings()
+	return nil
 }
 
 // listen opens all listeners and serves on them.
@@ -329,7 +334,7 @@ func (n *Node) form(ctx context.Context) error {
 	return n.startLimiter(ctx)
 }
 
-// followState hands on what the replicated state says about shares and addresses.
+// followState hands on what the replicated state says about shares, addresses and settings.
 func (n *Node) followState(ctx context.Context) {
 	wake := make(chan struct{}, 1)
 	cancel := n.fsm.Subscribe(func() {
@@ -341,6 +346,7 @@ func (n *Node) followState(ctx context.Context) {
 	defer cancel()
 	for {
 		n.tellLimiter()
+		n.takeUpSettings()
 		n.refreshBook()
 		select {
 		case <-wake:
@@ -353,8 +359,16 @@ func (n *Node) followState(ctx context.Context) {
 // tellLimiter hands on what the replicated state says about shares and resets, if the limiter is there.
 func (n *Node) tellLimiter() {
 	if l := n.limits.limiter.Load(); l != nil {
-		l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
+		l.SetState(n.limiterNow())
 	}
+}
+
+// limiterNow is what the replicated state says about shares and resets. All settings from before its horizon in the log are in force
+// here when it returns: so no window that begins after that horizon is opened by an older limit.
+func (n *Node) limiterNow() limiter.State {
+	s := limiterState(n.fsm.Limiter(), n.fsm.Resets())
+	n.takeUpSettings()
+	return s
 }
 
 // startLimiter opens the limiter as soon as the cluster's secrets are known.
@@ -372,7 +386,7 @@ func (n *Node) startLimiter(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			l.SetState(limiterState(n.fsm.Limiter(), n.fsm.Resets()))
+			l.SetState(n.limiterNow())
 			receive := l.Receive
 			n.gossip.receive.Store(&receive)
 			n.limits.limiter.Store(l)

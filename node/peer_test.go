@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -276,6 +277,9 @@ func (f *fakeService) heard(a nodeAddr) {
 func (f *fakeService) serveForward(_ context.Context, caller string, envelope []byte) (state.Result, error) {
 	return f.forward(caller, envelope)
 }
+func (f *fakeService) serveSettings(req settingsRequest) (settingsReply, error) {
+	return settingsReply{Mistakes: []string{req.Source + ": " + req.Text}}, nil
+}
 func (f *fakeService) serveApplied(context.Context, uint64) error                   { return nil }
 func (f *fakeService) serveLeave(context.Context, string, leaveRequest) error       { return nil }
 func (f *fakeService) serveRemove(context.Context, string, removeRequest) error     { return nil }
@@ -324,6 +328,12 @@ func TestRPC(t *testing.T) {
 	two := explainRequest{Buckets: make([]explainedBucket, 2)}
 	if reply, err := rpc.explain(ctx, server.self.NodeID, two); err != nil || reply.Buckets[1] != nil || reply.Buckets[0].Used != 1500 || !reply.Buckets[0].Cells[0].Given {
 		t.Errorf("explain: %+v, %v", reply, err)
+	}
+	if reply, err := rpc.checkSettings(ctx, server.self.NodeID, settingsRequest{Source: "s", Text: "bad"}); err != nil || len(reply.Mistakes) != 1 || reply.Mistakes[0] != "s: bad" {
+		t.Errorf("settings: %+v, %v", reply, err)
+	}
+	if _, err := rpc.call(ctx, server.self.NodeID, http.MethodPost, "/v1/of-a-later-version", nil, 64); !errors.Is(err, errNoSuchCall) {
+		t.Errorf("a call that the peer does not know: %v", err)
 	}
 	var refused *refusedError
 	if _, err := rpc.join(ctx, server.self.NodeID, joinRequest{}); !errors.As(err, &refused) || refused.reason != "full" {

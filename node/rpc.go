@@ -18,12 +18,13 @@ import (
 
 // Paths of the calls between nodes. Bodies are CBOR but for a forwarded command, which is its bytes in the log.
 const (
-	pathForward = "/v1/forward"
-	pathBarrier = "/v1/barrier"
-	pathHello   = "/v1/hello"
-	pathJoin    = "/v1/join"
-	pathApplied = "/v1/applied"
-	pathExplain = "/v1/limits"
+	pathForward  = "/v1/forward"
+	pathBarrier  = "/v1/barrier"
+	pathHello    = "/v1/hello"
+	pathJoin     = "/v1/join"
+	pathApplied  = "/v1/applied"
+	pathExplain  = "/v1/limits"
+	pathSettings = "/v1/settings"
 )
 
 // Headers of the calls between nodes.
@@ -72,6 +73,8 @@ type helloReply struct {
 	Now     int64    `cbor:"12,keyasint"` // its clock, Unix nanoseconds
 	// Problems say, for people, what keeps it from being ready.
 	Problems []string `cbor:"13,keyasint"`
+	// Settings is the version of the settings that it goes by.
+	Settings uint64 `cbor:"14,keyasint"`
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.
@@ -123,6 +126,8 @@ type peerService interface {
 	serveApplied(ctx context.Context, index uint64) error
 	// serveExplain tells how buckets stand on this node.
 	serveExplain(req explainRequest) (explainReply, error)
+	// serveSettings says whether settings go with this node's configuration.
+	serveSettings(req settingsRequest) (settingsReply, error)
 	// serveLeave makes the node leave for good; it returns once that has begun.
 	serveLeave(ctx context.Context, caller string, req leaveRequest) error
 	serveBequest(ctx context.Context, caller string, part bequestPart) (bequestReply, error)
@@ -156,6 +161,9 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 	mux.HandleFunc("GET "+pathApplied, s.applied)
 	mux.HandleFunc("POST "+pathExplain, rpcCall(s, maxExplainRequest, func(_ context.Context, _ string, req explainRequest) (explainReply, error) {
 		return s.service.serveExplain(req)
+	}))
+	mux.HandleFunc("POST "+pathSettings, rpcCall(s, maxSettingsRequest, func(_ context.Context, _ string, req settingsRequest) (settingsReply, error) {
+		return s.service.serveSettings(req)
 	}))
 	s.registerLeave(mux)
 	protocols := new(http.Protocols)
@@ -365,6 +373,9 @@ func (c *rpcClient) call(ctx context.Context, target, method, path string, body 
 	case outcomeRefused:
 		return nil, &refusedError{reason: string(text)}
 	default:
+		if resp.StatusCode == http.StatusNotFound {
+			return nil, errNoSuchCall
+		}
 		return nil, fmt.Errorf("call peer: answered %s", resp.Status)
 	}
 }
