@@ -127,7 +127,17 @@ func (c *adminClient) post(ctx context.Context, path string, in, out any) error 
 	return c.call(ctx, http.MethodPost, path, body, out)
 }
 
-// call is one exchange. What the node refuses is a *node.AdminProblem; wrong input among it is wrong usage.
+// put is post for what takes the place of something.
+func (c *adminClient) put(ctx context.Context, path string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode the call: %w", err)
+	}
+	return c.call(ctx, http.MethodPut, path, body, out)
+}
+
+// call is one exchange. What the node refuses is a *node.AdminProblem; wrong input among it is wrong usage,
+// and mistakes with their places are a *node.ConfigError.
 func (c *adminClient) call(ctx context.Context, method, path string, body []byte, out any) error {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
@@ -172,6 +182,13 @@ func (c *adminClient) call(ctx context.Context, method, path string, body []byte
 	problem := new(node.AdminProblem)
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") || json.Unmarshal(text, problem) != nil {
 		return fmt.Errorf("call %s: answered %s: not an admin listener?", c.base, resp.Status)
+	}
+	if len(problem.Errors) > 0 {
+		wrong := new(node.ConfigError)
+		for _, e := range problem.Errors {
+			wrong.Mistakes = append(wrong.Mistakes, node.Mistake{Source: e.Source, Line: e.Line, Column: e.Column, Key: e.Field, Message: e.Detail})
+		}
+		return wrong
 	}
 	if problem.Status == http.StatusBadRequest || problem.Status == http.StatusUnprocessableEntity {
 		return &usageError{problem.Error()}

@@ -23,9 +23,9 @@ func adminOf(t *testing.T, answer http.HandlerFunc) (address string) {
 
 func TestClusterStatus_TextAndJSON(t *testing.T) {
 	t.Parallel()
-	lag := uint64(3)
+	lag, settings := uint64(3), uint64(7)
 	status := node.ClusterStatus{Cluster: "c", ClusterID: "clu_1", AnsweredBy: "nod_a", Leader: "nod_a", Nodes: []node.NodeStatus{
-		{ID: "nod_a", Name: "one", Role: "leader", Alive: true, Lag: &lag, InRoster: true, PeerAddress: "10.0.0.1:7100", Version: "1"},
+		{ID: "nod_a", Name: "one", Role: "leader", Alive: true, Lag: &lag, SettingsVersion: &settings, InRoster: true, PeerAddress: "10.0.0.1:7100", Version: "1"},
 		{ID: "nod_b", Role: "voter"},
 	}}
 	address := adminOf(t, func(w http.ResponseWriter, r *http.Request) {
@@ -37,7 +37,7 @@ func TestClusterStatus_TextAndJSON(t *testing.T) {
 		}
 	})
 	stdout, stderr, code := program(t, nil, "cluster", "status", "--admin", address)
-	if code != exitDone || !strings.Contains(stdout, "nod_a  one   leader  yes    3    yes     10.0.0.1:7100  1\n") || !strings.Contains(stdout, "nod_b  -     voter   no     -    no      -              -\n") {
+	if code != exitDone || !strings.Contains(stdout, "nod_a  one   leader  yes    3    yes     7         10.0.0.1:7100  1\n") || !strings.Contains(stdout, "nod_b  -     voter   no     -    no      -         -              -\n") {
 		t.Errorf("code %d, %s\n%s", code, stderr, stdout)
 	}
 	status.Nodes[1].Problems = []string{"does not answer"}

@@ -52,13 +52,16 @@ func (c *clusterStatusCommand) Run(ctx context.Context, env environment) error {
 func writeClusterStatus(w io.Writer, s node.ClusterStatus) error {
 	fmt.Fprintf(w, "cluster %s (%s), term %d, committed up to %d, as seen by %s\n", s.Cluster, orDash(s.ClusterID), s.Term, s.CommitIndex, s.AnsweredBy)
 	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(table, "NODE\tNAME\tROLE\tALIVE\tLAG\tSHARES\tPEER\tVERSION")
+	fmt.Fprintln(table, "NODE\tNAME\tROLE\tALIVE\tLAG\tSHARES\tSETTINGS\tPEER\tVERSION")
 	for _, n := range s.Nodes {
-		lag := "-"
+		lag, settings := "-", "-"
 		if n.Lag != nil {
 			lag = strconv.FormatUint(*n.Lag, 10)
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.ID, orDash(n.Name), n.Role, yesNo(n.Alive), lag, yesNo(n.InRoster), orDash(n.PeerAddress), orDash(n.Version))
+		if n.SettingsVersion != nil {
+			settings = strconv.FormatUint(*n.SettingsVersion, 10)
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.ID, orDash(n.Name), n.Role, yesNo(n.Alive), lag, yesNo(n.InRoster), settings, orDash(n.PeerAddress), orDash(n.Version))
 	}
 	if err := table.Flush(); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/term"
 
 	"sluice/node"
 )
@@ -28,6 +29,7 @@ func main() {
 	os.Exit(run(context.Background(), os.Args[1:], environment{
 		variables: os.Environ(),
 		stdin:     os.Stdin,
+		terminal:  term.IsTerminal(int(os.Stdin.Fd())),
 		stdout:    os.Stdout,
 		stderr:    os.Stderr,
 	}))
@@ -37,6 +39,7 @@ func main() {
 type environment struct {
 	variables      []string  // as os.Environ gives them
 	stdin          io.Reader // nil: there is none
+	terminal       bool      // stdin is one, where somebody can be asked
 	stdout, stderr io.Writer
 }
 
@@ -46,6 +49,7 @@ type commandLine struct {
 	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
 	Cluster clusterCommand `cmd:"" help:"Look after a running cluster."`
 	Limits  limitsCommand  `cmd:"" help:"Explain or reset what limits count."`
+	Policy  policyCommand  `cmd:"" help:"Change limits, plans, policies, routes, scopes and redirect targets of a running cluster."`
 	User    userCommand    `cmd:"" help:"Look after users."`
 	Org     orgCommand     `cmd:"" help:"Look after organizations."`
 	Audit   auditCommand   `cmd:"" help:"Print the audit log, of all organizations and of none."`
