@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,17 +32,37 @@ type cors struct {
 	origins     map[string]struct{}
 	maxAge      []byte
 	credentials bool // cookies are a credential here; where not, pages still keep the cookie that a link to a provider takes
+	// What preflights allow, and what pages may read.
+	methods, headers, exposed []byte
 }
 
 func newCORS(cfg CORSConfig, cookies bool) *cors {
 	if len(cfg.Origins) == 0 {
 		return nil
 	}
-	x := &cors{origins: make(map[string]struct{}, len(cfg.Origins)), credentials: cookies}
+	x := &cors{
+		origins: make(map[string]struct{}, len(cfg.Origins)), credentials: cookies,
+		methods: []byte(corsMethods), headers: []byte(corsHeaders), exposed: []byte(corsExposed),
+	}
 	for _, o := range cfg.Origins {
 		x.origins[o] = struct{}{}
 	}
 	x.maxAge = strconv.AppendInt(nil, int64(cfg.MaxAge/time.Second), 10)
+	return x
+}
+
+// newRouteCORS is for the pages of one route. Without origins none may call it, whatever the upstream says.
+func newRouteCORS(cfg RouteCORS, r *configured) *cors {
+	setDefault(&cfg.MaxAge, DefaultCORSMaxAge)
+	x := newCORS(cfg.CORSConfig, cfg.Credentials)
+	if x == nil {
+		x = &cors{}
+	}
+	if methods := r.allow(); !slices.ContainsFunc(r.rules, func(p rule) bool { return p.all }) {
+		x.methods = []byte(methods)
+	}
+	x.headers = []byte(strings.Join(append([]string{corsHeaders}, cfg.Headers...), ", "))
+	x.exposed = []byte(strings.Join(append([]string{corsExposed}, cfg.Expose...), ", "))
 	return x
 }
 
@@ -61,18 +82,31 @@ var (
 	headerMaxAge           = []byte("Access-Control-Max-Age")
 	headerRequestMethod    = []byte("Access-Control-Request-Method")
 	valueTrue              = []byte("true")
-	valueCORSMethods       = []byte(corsMethods)
-	valueCORSHeaders       = []byte(corsHeaders)
-	valueCORSExposed       = []byte(corsExposed)
 )
 
 // preflight says whether the request is a browser's question whether it may send another one, to one of Sluice's own
-// routes. The forward-auth check answers every method alike, so there it never is; a configured route's OPTIONS is its
-// upstream's to answer.
-func (c *call) preflight(end *endpoint) bool {
+// routes or to a configured one that has its own list of pages; another one's OPTIONS is its upstream's to answer. The
+// forward-auth check answers every method alike, so there it never is.
+func (c *call) preflight(end *endpoint, configured *configured) bool {
+	switch {
+	case end == nil && configured != nil && configured.upstreams != nil:
+		c.pages = configured.cors
+		if c.pages == nil {
+			return false
+		}
+	case c.srv.cors == nil || end == nil || end.any != nil:
+		return false
+	}
 	h := &c.ctx.Request.Header
-	return c.srv.cors != nil && end != nil && end.any == nil && string(h.Method()) == http.MethodOptions &&
-		len(h.PeekBytes(headerOrigin)) > 0 && len(h.PeekBytes(headerRequestMethod)) > 0
+	return string(h.Method()) == http.MethodOptions && len(h.PeekBytes(headerOrigin)) > 0 && len(h.PeekBytes(headerRequestMethod)) > 0
+}
+
+// corsList is the list of pages that counts for the request, nil for none.
+func (c *call) corsList() *cors {
+	if c.pages != nil {
+		return c.pages
+	}
+	return c.srv.cors
 }
 
 // answerPreflight needs no credential, which browsers do not send with it, and spends from the documents' limit: it is as
@@ -82,10 +116,10 @@ func (c *call) answerPreflight() error {
 		return err
 	}
 	c.ctx.SetStatusCode(http.StatusNoContent)
-	if x := c.srv.cors; x.allows(c.ctx.Request.Header.PeekBytes(headerOrigin)) {
+	if x := c.corsList(); x.allows(c.ctx.Request.Header.PeekBytes(headerOrigin)) {
 		h := &c.ctx.Response.Header
-		h.SetCanonical(headerAllowMethods, valueCORSMethods)
-		h.SetCanonical(headerAllowHeaders, valueCORSHeaders)
+		h.SetCanonical(headerAllowMethods, x.methods)
+		h.SetCanonical(headerAllowHeaders, x.headers)
 		h.SetCanonical(headerMaxAge, x.maxAge)
 	}
 	return nil
@@ -93,19 +127,22 @@ func (c *call) answerPreflight() error {
 
 // writeCORS lets a listed page read the answer, whatever it is: an error too, so that it can tell its user why.
 func (c *call) writeCORS() {
-	x := c.srv.cors
+	x := c.corsList()
 	if x == nil || c.route != nil && c.route.layer == layerDocuments {
 		return // public documents are for every page
 	}
 	h := &c.ctx.Response.Header
 	h.AddBytesKV(headerVary, headerOrigin)
-	origin := c.ctx.Request.Header.PeekBytes(headerOrigin)
+	origin := c.origin
+	if origin == nil {
+		origin = c.ctx.Request.Header.PeekBytes(headerOrigin)
+	}
 	if len(origin) == 0 || !x.allows(origin) {
 		return
 	}
 	h.SetCanonical(headerAllowOrigin, origin)
-	h.SetCanonical(headerExposeHeaders, valueCORSExposed)
-	if x.credentials || len(c.srv.oauth.Load().providers) > 0 {
+	h.SetCanonical(headerExposeHeaders, x.exposed)
+	if x.credentials || c.pages == nil && len(c.srv.oauth.Load().providers) > 0 {
 		h.SetCanonical(headerAllowCredentials, valueTrue)
 	}
 }

@@ -64,6 +64,13 @@ type call struct {
 	byCookie bool
 	// proxied: the answer is an upstream's.
 	proxied bool
+	// pages are those that may read the answer, where the route has its own list.
+	pages *cors
+	// origin is the page's where it must be known after the body is on its way, nil for the header's.
+	origin []byte
+	// asking: the client waits for leave to send the body, which a gateway route gives once the request has passed. waiting: it
+	// has, and goes on with the body.
+	asking, waiting bool
 	// closeAfter ends the connection with this response.
 	closeAfter bool
 	raw        [maxParams][]byte
@@ -95,7 +102,7 @@ func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 func (c *call) again() {
 	c.decision.reset()
 	c.live = c.srv.live.Load()
-	c.principal, c.entry, c.route, c.target = anonymous, nil, nil, nil
+	c.principal, c.entry, c.route, c.target, c.pages = anonymous, nil, nil, nil, nil
 	c.open, c.byCookie, c.closeAfter = false, false, false
 }
 

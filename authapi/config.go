@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -92,11 +93,40 @@ type Route struct {
 	Host       string // "" for any
 	PathPrefix string // matches the path itself and everything below it
 	Rules      []RouteRule
-	Upstream   string // URL; "" for a rule of verify only
+	// Upstreams are the URLs that requests go to in turn, Upstream before them; none for a rule of verify only. What follows is of
+	// routes with upstreams alone, and zero values are defaults.
+	Upstream  string
+	Upstreams []string
+	// UpstreamCA vouches for the certificates of https upstreams; nil: the system's.
+	UpstreamCA *x509.CertPool
 	// StripPrefix removes PathPrefix before the upstream sees the path.
-	StripPrefix  bool
-	Timeout      time.Duration
-	MaxBodyBytes int64
+	StripPrefix bool
+	// ConnectTimeout is for a connection with its TLS handshake, Timeout from the end of the request to the answer's header,
+	// IdleTimeout for each silence of the upstream while bodies are on their way (0: Timeout). None bounds the whole.
+	ConnectTimeout, Timeout, IdleTimeout time.Duration
+	MaxBodyBytes                         int64 // of a request's body
+	MaxAnswerBytes                       int64 // of an answer's body; 0: any
+	// MaxRequests is how many requests, WebSockets among them, may be at one upstream at once.
+	MaxRequests int
+	// Retries is how often a request may be sent again, where that is safe; negative for never.
+	Retries int
+	// MaxFails in a row eject an upstream for EjectTime, and longer each time that it fails again right away.
+	MaxFails  int
+	EjectTime time.Duration
+	// WebSocket lets handshakes through; MaxWebSockets may be open at once, each silent for WebSocketIdleTimeout at most.
+	WebSocket            bool
+	WebSocketIdleTimeout time.Duration
+	MaxWebSockets        int
+	// CORS are the web pages that may call the route, in place of what upstreams say of that. nil: they answer for themselves.
+	CORS *RouteCORS
+}
+
+// RouteCORS is CORSConfig for one route. Preflights are answered by Sluice; methods are those of the route's rules.
+type RouteCORS struct {
+	CORSConfig
+	Headers     []string // request headers that pages may set, besides those that the API itself takes
+	Expose      []string // answer headers that pages may read, besides those that Sluice sets
+	Credentials bool     // pages may send cookies
 }
 
 // RouteRule says what requests of some methods need. The first rule whose Methods include the request's applies; a

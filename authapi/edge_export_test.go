@@ -49,7 +49,7 @@ func (s *Server) IssueToken(userID, sessionID, organizationID string) (string, e
 // TrustUpstreams lets all routes' clients believe certificates of that pool.
 func (s *Server) TrustUpstreams(pool *x509.CertPool) {
 	for _, r := range s.live.Load().matcher.routes {
-		r.upstream.client.TLSConfig = &tls.Config{RootCAs: pool}
+		r.upstreams.transport.TLSClientConfig = &tls.Config{RootCAs: pool}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -66,6 +67,54 @@ func TestSmuggling_Alone(t *testing.T) {
 			t.Parallel()
 			if got := statuses(t, e.addr, c.Raw); got != c.Want {
 				t.Errorf("answers %s, want %s, to %.300q", got, c.Want, c.Raw)
+			}
+		})
+	}
+}
+
+// TestSmuggling_ThroughTheGateway sends the corpus to a route: the upstream gets a request for each that was answered by it, whole and
+// with its own headers, and nothing of those that were refused.
+func TestSmuggling_ThroughTheGateway(t *testing.T) {
+	t.Parallel()
+	corpus, err := authtest.ReadSmuggling(filepath.Join("testdata", "smuggling", "corpus.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range corpus {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			var mu sync.Mutex
+			seen := map[string]string{} // method and target by request id
+			s := newScript(t, func(n int64, conn net.Conn, r *bufio.Reader, req *http.Request) bool {
+				body, err := io.ReadAll(req.Body)
+				mu.Lock()
+				defer mu.Unlock()
+				ids := req.Header["X-Request-Id"]
+				switch {
+				case err != nil:
+					return false // the client broke off, and is told so
+				case len(ids) != 1 || len(req.Header["X-Auth-Method"]) != 1 || len(req.Header["X-Forwarded-For"]) != 1 || seen[ids[0]] != "":
+					t.Errorf("the upstream got %s %s with header %v and body %q", req.Method, req.RequestURI, req.Header, body)
+				case !strings.HasPrefix(req.RequestURI, "/gateway/") || strings.Contains(req.RequestURI, "smuggled"):
+					t.Errorf("the upstream got %s %s", req.Method, req.RequestURI)
+				}
+				seen[ids[0]] = req.Method + " " + req.RequestURI
+				return good(n, conn, r, req)
+			})
+			e := newRoute(t, func(c *authapi.Config, r *authapi.Route) {
+				c.ReadTimeout, c.IdleTimeout = 500*time.Millisecond, 500*time.Millisecond
+				r.PathPrefix = "/gateway"
+			}, s.url)
+			// As long as what they take the place of, so that lengths and chunks still fit.
+			raw := strings.NewReplacer("/api/v1/auth/verify", "/gateway/api/verify", "/api/v1/auth/login", "/gateway/api/login").Replace(c.Raw)
+			got := statuses(t, e.addr, raw)
+			mu.Lock()
+			defer mu.Unlock()
+			if n := strings.Count(got, "200"); n != len(seen) {
+				t.Errorf("answers %s, and the upstream got %v", got, seen)
+			}
+			if !strings.Contains(c.Want, "200") && !strings.Contains(c.Raw, "/login") && strings.Contains(got, "200") {
+				t.Errorf("answers %s through the gateway, %s without", got, c.Want)
 			}
 		})
 	}

@@ -69,14 +69,19 @@ func plainHost(b []byte) bool {
 	return true
 }
 
-// expect is fasthttp's ExpectHandler: a body that is too long anyway is refused before the client sends it.
+// expect is fasthttp's ExpectHandler: a body that nobody will read is refused before the client sends it. A gateway route's request
+// is decided on here altogether.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
-	most := int64(maxBody)
 	path := ctx.Request.URI().PathOriginal()
-	if r := s.live.Load().matcher.match(ctx.Request.URI().Host(), path); r != nil && r.upstream != nil {
-		most = max(most, r.maxBody)
+	if _, envoy := envoyRest(path); !envoy && canonicalPath(path) {
+		var params [maxParams][]byte
+		if s.router.find(path, &params) == nil {
+			if r := s.live.Load().matcher.match(ctx.Request.URI().Host(), path); r != nil && r.upstreams != nil {
+				return s.admit(ctx)
+			}
+		}
 	}
-	if int64(ctx.Request.Header.ContentLength()) <= most {
+	if ctx.Request.Header.ContentLength() <= maxBody {
 		return http.StatusContinue
 	}
 	s.handle(ctx) // which never gets as far as to read it

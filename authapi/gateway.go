@@ -2,11 +2,13 @@ package authapi
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
-	"syscall"
+	"net/textproto"
+	"strings"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -21,20 +23,30 @@ func errGatewayTimeout() *Problem {
 	return problem(http.StatusGatewayTimeout, "gateway_timeout", "the upstream did not answer in time")
 }
 
+func errLargeAnswer() *Problem {
+	return problem(http.StatusBadGateway, "answer_too_large", "the upstream's answer is longer than this route passes on")
+}
+
+func errLargeRouteBody() *Problem {
+	return problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than this route takes")
+}
+
 // gateway is the whole of a request to a configured route that has an upstream: the caller's limit, what the route's
 // rule needs, and the upstream's answer.
 func (c *call) gateway(r *configured) error {
-	c.route = r.row
+	c.route, c.target, c.pages = r.row, r, r.cors
+	if r.cors != nil {
+		c.origin = bytes.Clone(c.ctx.Request.Header.PeekBytes(headerOrigin)) // trailers may come beside the answer
+	}
 	need := r.rule(c.ctx.Method())
 	cost := int64(1)
-	c.target = r
 	if need != nil {
 		cost, c.open = need.cost, need.anonymous
 	}
 	if err := c.authenticate(cost); err != nil {
 		return err
 	}
-	if need == nil {
+	if need == nil || string(c.ctx.Method()) == http.MethodConnect {
 		p := problem(http.StatusMethodNotAllowed, "method_not_allowed", "this path does not take the method; Allow lists those that it takes")
 		p.Allow = r.allow()
 		return p
@@ -42,112 +54,307 @@ func (c *call) gateway(r *configured) error {
 	if err := c.permitRule(need); err != nil {
 		return err
 	}
-	return c.proxy(r)
+	if int64(c.ctx.Request.Header.ContentLength()) > r.maxBody {
+		return errLargeRouteBody()
+	}
+	if c.asking {
+		return errAdmitted
+	}
+	return c.proxy(r, need)
 }
 
 // handleGateway stands in the rows of configured routes, which are run by gateway.
 func handleGateway(c *call) error { return errNotFound() }
 
-// proxy passes the request to the upstream and its answer back. Bodies are streamed both ways.
-func (c *call) proxy(r *configured) error {
+// proxy passes the request to an upstream and its answer back. Bodies are streamed both ways.
+func (c *call) proxy(r *configured, need *rule) error {
+	out, err := c.outgoing(r)
+	if err != nil {
+		return err
+	}
+	x := c.newExchange(r)
+	kept := false
+	defer func() {
+		if !kept {
+			x.end()
+		}
+	}()
 	in := &c.ctx.Request
-	length := in.Header.ContentLength()
-	if int64(length) > r.maxBody {
-		return problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than this route takes")
+	switch stream, length := in.BodyStream(), in.Header.ContentLength(); {
+	case stream != nil && length != 0:
+		x.body = newUploadReader(c, r, stream, x)
+		out.length = int64(max(length, -1))
+	case len(in.Body()) > 0:
+		x.body = newUploadReader(c, r, bytes.NewReader(in.Body()), x)
+		out.length = int64(len(in.Body()))
 	}
-	req, resp := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
-	defer fasthttp.ReleaseRequest(req)
-	c.copyRequest(req, r)
-	var body *uploadReader
-	if stream := in.BodyStream(); stream != nil && length != 0 {
-		body = &uploadReader{ctx: c.ctx, src: stream, left: r.maxBody, started: time.Now(), grace: c.srv.cfg.ReadTimeout}
-		req.SetBodyStream(body, max(length, -1))
-	} else if len(in.Body()) > 0 {
-		req.SetBodyRaw(in.Body())
+	var t *tunnel
+	if x.body == nil && c.asksForWebSocket(r) {
+		if t, err = c.newTunnel(x, need); err != nil {
+			return err
+		}
+		out.header["Connection"], out.header["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
+		defer func() {
+			if !kept {
+				t.end()
+			}
+		}()
 	}
-	resp.StreamBody = true
-	if err := r.upstream.client.Do(req, resp); err != nil {
-		fasthttp.ReleaseResponse(resp)
-		return c.upstreamError(r, body, err)
+	resp, err := x.send(out)
+	if err != nil {
+		return c.upstreamError(x, err)
 	}
-	c.copyResponse(resp)
-	return nil
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		if err := c.switchProtocols(x, t, out, resp); err != nil {
+			return err
+		}
+		kept = true
+		return nil
+	}
+	if t != nil {
+		t.unneeded()
+	}
+	kept, err = c.copyResponse(x, resp)
+	return err
 }
 
 // upstreamError finds out whose fault a failed exchange was.
-func (c *call) upstreamError(r *configured, body *uploadReader, err error) error {
-	if body != nil && body.err != nil {
-		// What came from the client broke, not the upstream; the connection to the client is of no more use.
-		c.closeAfter = true
-		if errors.Is(body.err, errRouteBody) {
-			return problem(http.StatusRequestEntityTooLarge, "body_too_large", "the body is longer than this route takes")
-		}
-		return problem(http.StatusBadRequest, "invalid_body", "the body ended early, came too slowly or is not framed correctly")
+func (c *call) upstreamError(x *exchange, err error) error {
+	var p *Problem
+	if errors.As(err, &p) || errors.Is(err, ErrOverloaded) {
+		return err
 	}
-	c.srv.log.Warn("upstream failed", "route", r.name, "error", err)
-	var netErr net.Error
-	switch {
-	case errors.Is(err, fasthttp.ErrNoFreeConns):
-		return ErrOverloaded
-	case errors.As(err, &netErr) && netErr.Timeout(), errors.Is(err, fasthttp.ErrTimeout), errors.Is(err, fasthttp.ErrDialTimeout):
+	if errors.Is(err, errClientGone) {
+		c.closeAfter = true
+		return errBadGateway() // which nobody reads
+	}
+	if x.body != nil {
+		if bad := x.body.failure(); bad != nil {
+			// What came from the client broke, not the upstream; the connection to the client is of no more use.
+			c.closeAfter = true
+			if errors.Is(bad, errRouteBody) {
+				return errLargeRouteBody()
+			}
+			return problem(http.StatusBadRequest, "invalid_body", "the body ended early, came too slowly or is not framed correctly")
+		}
+		c.closeAfter = c.closeAfter || !x.body.finished()
+	}
+	c.srv.log.Warn("upstream failed", "route", x.route.name, "request_id", string(c.idBuf[:c.idLen]), "error", err)
+	if x.outcomeOf(err) == outcomeTimeout {
 		return errGatewayTimeout()
 	}
 	return errBadGateway()
 }
 
-// upstream is one route's way to its upstream.
-type upstream struct {
-	client *fasthttp.HostClient
-	scheme string
-	host   string // with a port where the URL has one
-	base   string // path before the request's own, without a trailing slash
-}
+// holdBack is how much of an answer of unknown length is held back until its end, on routes whose limit is no more than that, so
+// that the client gets an error for one that is too long. Of longer ones it has the beginning already and is cut off.
+const holdBack = 64 << 10
 
-// same says whether two lead to the same place.
-func (u *upstream) same(v *upstream) bool {
-	return u.scheme == v.scheme && u.host == v.host && u.base == v.base
-}
-
-// copyRequest makes the upstream's request: the client's headers without those of the hop, the credentials and all that
-// only this node may say, and with what it says.
-func (c *call) copyRequest(req *fasthttp.Request, r *configured) {
-	in := &c.ctx.Request
-	named := connectionNames(&in.Header)
-	for key, value := range in.Header.All() {
-		if !hopHeader(key, named) && !c.srv.claims(key) {
-			req.Header.AddBytesKV(key, value)
+// copyResponse makes the upstream's answer ours. kept says that the exchange goes on with the body.
+func (c *call) copyResponse(x *exchange, resp *http.Response) (kept bool, err error) {
+	out := &c.ctx.Response
+	length := resp.ContentLength
+	most := x.route.maxAnswer
+	head := c.ctx.IsHead()
+	switch {
+	case !plainHeader(resp.Header):
+		resp.Body.Close()
+		c.srv.log.Warn("upstream failed", "route", x.route.name, "upstream", x.up.url, "error", "a header of its answer is not well-formed")
+		return false, errBadGateway()
+	case most > 0 && length > most && !head:
+		resp.Body.Close()
+		x.broke(errAnswerTooLarge)
+		return false, errLargeAnswer()
+	}
+	if x.body != nil && !x.body.finished() {
+		c.closeAfter = true // the rest is not of interest, or goes on beside the answer
+	}
+	var held []byte
+	hold := !head && length < 0 && most > 0 && most <= holdBack && !isEventStream(resp.Header)
+	if hold {
+		d := x.newDownload(nil, resp.Body)
+		held, err = io.ReadAll(d)
+		d.stall.Stop()
+		resp.Body.Close()
+		switch {
+		case errors.Is(err, errAnswerTooLarge):
+			return false, errLargeAnswer()
+		case err != nil:
+			return false, c.upstreamError(x, err)
 		}
 	}
-	c.hideCookies(&req.Header)
+	c.proxied = true
+	out.SetStatusCode(resp.StatusCode)
+	c.copyAnswerHeader(resp)
+	switch {
+	case hold:
+		out.SetBodyRaw(held)
+	case head:
+		// A HEAD's answer says how long GET's body would be.
+		out.SkipBody = true
+		out.Header.SetContentLength(int(max(length, -1)))
+	case length == 0 || resp.Body == http.NoBody:
+	case length < 0 && !c.ctx.Request.Header.IsHTTP11():
+		// What knows no chunks has the body's end by the connection's.
+		out.Header.SetContentLength(-2)
+		c.untilClose(x, resp.Body)
+		return true, nil
+	default:
+		out.ImmediateHeaderFlush = length < 0 // what comes in pieces may begin long after its header
+		out.SetBodyStream(x.newDownload(c.ctx, resp.Body), int(max(length, -1)))
+		return true, nil
+	}
+	resp.Body.Close()
+	return false, nil
+}
+
+// untilClose writes a body to a connection that ends with it.
+func (c *call) untilClose(x *exchange, body io.ReadCloser) {
+	c.closeAfter = true
+	d := x.newDownload(c.ctx, body)
+	c.takeOver(x, x.end, func(conn net.Conn) {
+		defer d.Close()
+		if _, err := io.Copy(conn, d); err != nil {
+			resets(x.conn) // or the client would take what it has for the whole
+		}
+	})
+}
+
+// takeOver has the connection used by use alone once the answer's header is written, and then closed. over is called where it does
+// not come to that.
+func (c *call) takeOver(x *exchange, over func(), use func(conn net.Conn)) {
+	ctx := c.ctx // which outlives the call, as it belongs to the connection until use returns
+	unused := context.AfterFunc(x.ctx, over)
+	ctx.HijackSetNoResponse(true) // fasthttp would close a connection of HTTP/1.0 behind it
+	ctx.Hijack(func(conn net.Conn) {
+		defer x.srv.recovered("connection")
+		unused()
+		if conn.SetWriteDeadline(time.Now().Add(x.srv.cfg.WriteTimeout)) != nil {
+			over()
+			return
+		}
+		if _, err := conn.Write(ctx.Response.Header.Header()); err != nil || conn.SetWriteDeadline(time.Time{}) != nil {
+			over()
+			return
+		}
+		use(conn)
+	})
+}
+
+// recovered keeps a panic of a goroutine of a connection's own from ending the process.
+func (s *Server) recovered(where string) {
+	if r := recover(); r != nil {
+		s.log.Error("handler panicked", "panic", r, "in", where)
+	}
+}
+
+func isEventStream(h http.Header) bool {
+	return prefixFold([]byte(h.Get("Content-Type")), "text/event-stream")
+}
+
+// copyAnswerHeader copies the answer's header without what is of the hop and what we say ourselves.
+func (c *call) copyAnswerHeader(resp *http.Response) {
+	h := &c.ctx.Response.Header
+	named := connectionNames(resp.Header["Connection"])
+	for key, values := range resp.Header {
+		name := []byte(key)
+		if hopHeader(name, named) || limitHeader(name) || c.pages != nil && prefixFold(name, "access-control-") {
+			continue
+		}
+		for _, value := range values {
+			h.AddBytesK(name, value)
+		}
+	}
+	if resp.ProtoAtLeast(1, 1) {
+		h.Add("Via", viaHTTP11)
+	} else {
+		h.Add("Via", viaHTTP10)
+	}
+}
+
+// Via entries for what came in either version; the name is the product's, since the node's own is no client's business.
+const (
+	viaHTTP11 = "1.1 sluice"
+	viaHTTP10 = "1.0 sluice"
+)
+
+// plainHeader says whether all names are names and no value has a control character, which a client might take for the end of a line.
+func plainHeader(h http.Header) bool {
+	for name, values := range h {
+		for i := range len(name) {
+			if !isTokenChar(name[i]) {
+				return false
+			}
+		}
+		for _, value := range values {
+			if !plainValue([]byte(value)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func plainValue(b []byte) bool {
+	for _, ch := range b {
+		if ch < ' ' && ch != '\t' || ch == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// upstreamHeader lets what sets headers of fasthttp set those of net/http.
+type upstreamHeader http.Header
+
+// SetCanonical implements headerSetter.
+func (h upstreamHeader) SetCanonical(key, value []byte) { h[string(key)] = []string{string(value)} }
+
+// outgoing makes the upstream's request: the client's headers without those of the hop, the credentials and all that only this
+// node may say, and with what it says.
+func (c *call) outgoing(r *configured) (*outgoing, error) {
+	in := &c.ctx.Request
 	path := in.URI().PathOriginal()
 	if r.strip {
 		path = path[len(r.prefix):]
 	}
-	uri := append(c.scratch[:0], r.upstream.base...)
-	uri = append(uri, path...)
-	if len(uri) == 0 {
-		uri = append(uri, '/')
+	h := make(upstreamHeader, in.Header.Len()+12)
+	out := &outgoing{method: string(in.Header.Method()), path: string(path), query: string(in.URI().QueryString()), header: http.Header(h)}
+	c.hideCookies(&in.Header)
+	named := connectionNames(texts(in.Header.PeekAll("Connection")))
+	for key, value := range in.Header.All() {
+		if hopHeader(key, named) || c.srv.claims(key) {
+			continue
+		}
+		if !plainValue(value) {
+			return nil, problem(http.StatusBadRequest, "malformed_request", "a header has a control character")
+		}
+		name := textproto.CanonicalMIMEHeaderKey(string(key))
+		h[name] = append(h[name], string(value))
 	}
-	if query := in.URI().QueryString(); len(query) > 0 {
-		uri = append(uri, '?')
-		uri = append(uri, query...)
+	// net/http would repeat a request by these that may have been seen, and name itself.
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := h[name]; ok {
+			delete(h, name)
+			h[strings.ToLower(name)] = values
+		}
 	}
-	c.scratch = uri[:0]
-	req.Header.SetMethodBytes(in.Header.Method())
-	req.Header.SetRequestURIBytes(uri)
-	req.Header.SetHost(r.upstream.host)
-	req.UseHostHeader = true
-	req.URI().SetScheme(r.upstream.scheme)
-	req.Header.SetNoDefaultContentType(true)
-
-	h := &req.Header
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = nil
+	}
 	c.setIdentity(h)
 	h.SetCanonical(headerRequestID, c.idBuf[:c.idLen])
 	c.setForwarded(h)
+	via := viaHTTP11
+	if !in.Header.IsHTTP11() {
+		via = viaHTTP10
+	}
+	h["Via"] = append(h["Via"], via)
+	return out, nil
 }
 
 // setForwarded tells the upstream about the client. What a trusted proxy said is kept, what anybody else said is not.
-func (c *call) setForwarded(h *fasthttp.RequestHeader) {
+func (c *call) setForwarded(h headerSetter) {
 	in := &c.ctx.Request.Header
 	var list []byte
 	proto, host := []byte("http"), c.ctx.Request.Header.Host()
@@ -184,29 +391,44 @@ func (c *call) setForwarded(h *fasthttp.RequestHeader) {
 		}
 	}
 	list = c.client.peer.AppendTo(list)
-	h.SetBytesV("X-Forwarded-For", list)
-	h.SetBytesV("X-Forwarded-Proto", proto)
-	h.SetBytesV("X-Forwarded-Host", host)
+	h.SetCanonical(headerForwardedFor, list)
+	h.SetCanonical(headerForwardedProto, proto)
+	h.SetCanonical(headerForwardedHost, host)
 }
 
-// connectionNames are the headers that a Connection header declares to be of this hop only.
-func connectionNames(h interface{ PeekAll(string) [][]byte }) [][]byte {
+var (
+	headerForwardedFor   = []byte("X-Forwarded-For")
+	headerForwardedProto = []byte("X-Forwarded-Proto")
+	headerForwardedHost  = []byte("X-Forwarded-Host")
+)
+
+func texts(lines [][]byte) []string {
+	out := make([]string, len(lines))
+	for i, line := range lines {
+		out[i] = string(line)
+	}
+	return out
+}
+
+// connectionNames are the headers that Connection headers declare to be of this hop only.
+func connectionNames(lines []string) [][]byte {
 	var names [][]byte
-	for _, line := range h.PeekAll("Connection") {
-		for name := range bytes.SplitSeq(line, []byte{','}) {
+	for _, line := range lines {
+		for name := range bytes.SplitSeq([]byte(line), []byte{','}) {
 			if name = trimSpace(name); len(name) > 0 {
-				names = append(names, bytes.Clone(name))
+				names = append(names, name)
 			}
 		}
 	}
 	return names
 }
 
-// hopHeader says whether a header is of one connection only (RFC 9110, section 7.6.1) or frames the message.
+// hopHeader says whether a header is of one connection only (RFC 9110, section 7.6.1) or frames the message. Trailer is among them:
+// trailers are not passed on, which a recipient of theirs may do (section 6.5.1).
 func hopHeader(key []byte, named [][]byte) bool {
 	switch string(key) {
 	case "Connection", "Proxy-Connection", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate",
-		"Proxy-Authorization", "Content-Length", "Host", "Expect", "Http2-Settings":
+		"Proxy-Authorization", "Proxy-Authentication-Info", "Content-Length", "Host", "Expect", "Http2-Settings":
 		return true
 	}
 	for _, name := range named {
@@ -260,33 +482,6 @@ func prefixFold(key []byte, prefix string) bool {
 	return true
 }
 
-// copyResponse makes the upstream's answer ours, without the headers of the hop and those that we set ourselves. The
-// upstream's response is released with its body.
-func (c *call) copyResponse(resp *fasthttp.Response) {
-	out := &c.ctx.Response
-	c.proxied = true
-	named := connectionNames(&resp.Header)
-	out.SetStatusCode(resp.StatusCode())
-	for key, value := range resp.Header.All() {
-		if !hopHeader(key, named) && !limitHeader(key) {
-			out.Header.AddBytesKV(key, value)
-		}
-	}
-	length := resp.Header.ContentLength()
-	stream := resp.BodyStream()
-	switch {
-	case c.ctx.IsHead() || stream == nil:
-		// A HEAD's answer says how long GET's body would be.
-		if c.ctx.IsHead() && length >= 0 {
-			out.SkipBody = true
-			out.Header.SetContentLength(length)
-		}
-		fasthttp.ReleaseResponse(resp)
-	default:
-		out.SetBodyStream(&downloadReader{ctx: c.ctx, resp: resp, src: stream, idle: c.srv.cfg.WriteTimeout}, max(length, -1))
-	}
-}
-
 // limitHeader says whether a response header is one that this node sets for every response.
 func limitHeader(key []byte) bool {
 	switch string(key) {
@@ -296,84 +491,36 @@ func limitHeader(key []byte) bool {
 	return prefixFold(key, "x-ratelimit-") || prefixFold(key, "x-auth-")
 }
 
-// errRouteBody: the client sent more than the route takes.
-var errRouteBody = errors.New("body longer than the route takes")
+// The steps of a request whose client waits for 100 Continue before it sends the body (RFC 9110, section 10.1.1).
 
-// minUploadRate is what a client has to send a second, on average, for its upload to go on.
-const minUploadRate = 1 << 10
+// errAdmitted: the request may go on, and its body may come.
+var errAdmitted = errors.New("admitted")
 
-// uploadReader is the client's body on its way to the upstream. It ends with an error where the body is too long or
-// comes too slowly, and remembers errors, to tell them from the upstream's.
-type uploadReader struct {
-	ctx     *fasthttp.RequestCtx
-	src     io.Reader
-	left    int64
-	read    int64
-	started time.Time
-	grace   time.Duration
-	err     error
+type admittedKey struct{}
+
+// admit decides on a request to a gateway route before the client is told to send its body. status is 100 where it may, and the
+// call then waits for handle; or that of the answer.
+func (s *Server) admit(ctx *fasthttp.RequestCtx) (status int) {
+	c := s.acquireCall(ctx)
+	defer c.finish()
+	c.asking = true
+	switch err := s.serve(c); {
+	case errors.Is(err, errAdmitted):
+		c.waiting = true
+		ctx.SetUserValue(admittedKey{}, c)
+		return http.StatusContinue
+	case err != nil:
+		c.fail(err)
+	}
+	return ctx.Response.StatusCode()
 }
 
-// Read implements io.Reader.
-func (u *uploadReader) Read(p []byte) (int, error) {
-	due := u.started.Add(u.grace + time.Duration(u.read/minUploadRate)*time.Second)
-	if err := u.ctx.SetReadDeadline(due); err != nil {
-		u.err = err
-		return 0, err
+// admitted is the call of a request that admit let go on, nil where there is none.
+func admitted(ctx *fasthttp.RequestCtx) *call {
+	c, _ := ctx.UserValue(admittedKey{}).(*call)
+	if c != nil {
+		ctx.RemoveUserValue(admittedKey{})
+		c.asking, c.waiting = false, false
 	}
-	n, err := u.src.Read(p)
-	u.read += int64(n)
-	if u.left -= int64(n); u.left < 0 {
-		u.err = errRouteBody
-		return 0, errRouteBody
-	}
-	if err != nil && err != io.EOF {
-		u.err = err
-	}
-	return n, err
-}
-
-// downloadReader is the upstream's body on its way to the client. Whenever there is something to write, the client gets
-// the whole write timeout anew to take it.
-type downloadReader struct {
-	ctx  *fasthttp.RequestCtx
-	resp *fasthttp.Response
-	src  io.Reader
-	idle time.Duration
-}
-
-// Read implements io.Reader.
-func (d *downloadReader) Read(p []byte) (int, error) {
-	n, err := d.src.Read(p)
-	if n > 0 {
-		if err := d.ctx.SetWriteDeadline(time.Now().Add(d.idle)); err != nil {
-			return 0, err
-		}
-	}
-	return n, err
-}
-
-// Close gives the upstream's connection back where its body was read to the end, and closes it otherwise.
-func (d *downloadReader) Close() error {
-	if d.resp == nil {
-		return nil
-	}
-	err := d.resp.CloseBodyStream()
-	fasthttp.ReleaseResponse(d.resp)
-	d.resp = nil
-	return err
-}
-
-// retryStale repeats a request once whose kept-alive connection turned out to be closed, where nothing can have
-// happened twice by it.
-func retryStale(req *fasthttp.Request, attempts int, err error) (resetTimeout, retry bool) {
-	if attempts > 1 || req.IsBodyStream() || len(req.Body()) > 0 {
-		return false, false
-	}
-	switch string(req.Header.Method()) {
-	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
-	default:
-		return false, false
-	}
-	return false, errors.Is(err, io.EOF) || errors.Is(err, fasthttp.ErrConnectionClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return c
 }

@@ -231,13 +231,39 @@ func (c *conn) drain() {
 
 // lingers lets the connection of a call take what the client still sends before it is closed.
 func (c *call) lingers() {
-	raw := c.ctx.Conn()
+	if own := acceptedOf(c.ctx.Conn()); own != nil {
+		own.linger.Store(true)
+	}
+}
+
+// resets has a connection end with a reset.
+func resets(raw net.Conn) {
+	own := acceptedOf(raw)
+	if own == nil {
+		return
+	}
+	own.linger.Store(false)
+	if tcp, ok := own.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // where it cannot be set it is closed already
+	}
+}
+
+// acceptedOf is what the listener made of a connection, below TLS; nil for one of another listener.
+func acceptedOf(raw net.Conn) *conn {
 	if secure, ok := raw.(*tls.Conn); ok {
 		raw = secure.NetConn()
 	}
-	if own, ok := raw.(*conn); ok {
-		own.linger.Store(true)
+	own, _ := raw.(*conn)
+	return own
+}
+
+// tcpOf is the TCP connection below, nil where there is none.
+func tcpOf(raw net.Conn) *net.TCPConn {
+	if own := acceptedOf(raw); own != nil {
+		raw = own.Conn
 	}
+	tcp, _ := raw.(*net.TCPConn)
+	return tcp
 }
 
 // admittedListener accepts within the bounds of an admission.

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -29,16 +29,22 @@ type matcher struct {
 
 // configured is a Route, checked and prepared.
 type configured struct {
-	name     string
-	host     string // lower case; "" for any
-	prefix   string // without a trailing slash; "" for "/"
-	strip    bool
-	rules    []rule
-	timeout  time.Duration
-	maxBody  int64
-	upstream *upstream // nil: a rule of verify only
-	row      *route    // how the log names it
-	slot     int       // from 1, in the order of trying
+	name   string
+	host   string // lower case; "" for any
+	prefix string // without a trailing slash; "" for "/"
+	strip  bool
+	rules  []rule
+	row    *route // how the log names it
+	slot   int    // from 1, in the order of trying
+	// The rest is of gateway routes alone.
+	upstreams     *upstreams // nil: a rule of verify only
+	idleTimeout   time.Duration
+	maxBody       int64
+	maxAnswer     int64 // 0: any
+	webSocketIdle time.Duration
+	maxWebSockets int // 0: none
+	webSockets    *atomic.Int64
+	cors          *cors // nil: the upstream answers for itself
 }
 
 // at is the slot of the route, 0 for no route.
@@ -98,21 +104,23 @@ func (m *matcher) close() { m.closeBut(&matcher{}) }
 // closeBut is close, without the upstreams that next goes on with. Requests under way may still end by m.
 func (m *matcher) closeBut(next *matcher) {
 	for _, r := range m.routes {
-		if r.upstream != nil && !slices.ContainsFunc(next.routes, func(n *configured) bool { return n.upstream == r.upstream }) {
-			r.upstream.client.CloseIdleConnections()
+		if r.upstreams != nil && !slices.ContainsFunc(next.routes, func(n *configured) bool { return n.upstreams == r.upstreams }) {
+			r.upstreams.close()
 		}
 	}
 }
 
-// takeUpstreams goes on with the connections of a route of last that leads to the same upstream from the same path.
+// takeUpstreams goes on with the connections, the health and the counts of upstreams of a route of last for the same host and path that
+// has the same ones, and with the count of its WebSockets in any case.
 func (m *matcher) takeUpstreams(last *matcher) {
 	for _, r := range m.routes {
-		if r.upstream == nil {
-			continue
-		}
 		for _, old := range last.routes {
-			if old.upstream != nil && old.host == r.host && old.prefix == r.prefix && old.timeout == r.timeout && old.upstream.same(r.upstream) {
-				r.upstream = old.upstream
+			if r.upstreams == nil || old.upstreams == nil || old.host != r.host || old.prefix != r.prefix {
+				continue
+			}
+			r.webSockets = old.webSockets
+			if old.upstreams.same(r.upstreams) {
+				r.upstreams = old.upstreams
 			}
 		}
 	}
@@ -121,15 +129,18 @@ func (m *matcher) takeUpstreams(last *matcher) {
 func prepareRoute(r Route) (*configured, error) {
 	c := &configured{
 		name: cmp.Or(r.Name, r.PathPrefix), host: strings.ToLower(r.Host), prefix: strings.TrimSuffix(r.PathPrefix, "/"),
-		strip: r.StripPrefix, timeout: r.Timeout, maxBody: r.MaxBodyBytes,
+		strip: r.StripPrefix,
 	}
 	if !canonicalPath([]byte(r.PathPrefix)) {
 		return nil, fmt.Errorf("path %q is not an absolute path in canonical form", r.PathPrefix)
 	}
-	setDefault(&c.timeout, DefaultRouteTimeout)
-	setDefault(&c.maxBody, DefaultRouteMaxBody)
-	if c.timeout < 0 || c.maxBody < 0 {
-		return nil, errors.New("timeout and body limit must not be negative")
+	for _, n := range []int64{
+		int64(r.ConnectTimeout), int64(r.Timeout), int64(r.IdleTimeout), r.MaxBodyBytes, r.MaxAnswerBytes, int64(r.MaxRequests),
+		int64(r.MaxFails), int64(r.EjectTime), int64(r.WebSocketIdleTimeout), int64(r.MaxWebSockets),
+	} {
+		if n < 0 {
+			return nil, errors.New("timeouts and limits must not be negative")
+		}
 	}
 	rules := r.Rules
 	if len(rules) == 0 {
@@ -158,19 +169,33 @@ func prepareRoute(r Route) (*configured, error) {
 		c.rules = append(c.rules, p)
 	}
 	c.row = &route{method: "ANY", pattern: "route " + c.name, handle: handleGateway}
-	if r.Upstream != "" {
-		u, err := url.Parse(r.Upstream)
-		switch {
-		case err != nil:
-			return nil, fmt.Errorf("upstream: %w", err)
-		case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-			return nil, fmt.Errorf("upstream %q is not an http or https URL", r.Upstream)
-		case u.RawQuery != "" || u.Fragment != "" || u.User != nil:
-			return nil, fmt.Errorf("upstream %q may have a host and a path only", u.Redacted())
+	if r.Upstream != "" || len(r.Upstreams) > 0 {
+		if err := c.prepareGateway(&r); err != nil {
+			return nil, err
 		}
-		c.upstream = newUpstream(u, c.timeout)
 	}
 	return c, nil
+}
+
+// prepareGateway checks and prepares what only a route with upstreams has.
+func (c *configured) prepareGateway(r *Route) error {
+	timeout := r.Timeout
+	setDefault(&timeout, DefaultRouteTimeout)
+	c.idleTimeout, c.maxBody, c.maxAnswer = r.IdleTimeout, r.MaxBodyBytes, r.MaxAnswerBytes
+	setDefault(&c.idleTimeout, timeout)
+	setDefault(&c.maxBody, DefaultRouteMaxBody)
+	c.webSockets = new(atomic.Int64)
+	if r.WebSocket {
+		c.webSocketIdle, c.maxWebSockets = r.WebSocketIdleTimeout, r.MaxWebSockets
+		setDefault(&c.webSocketIdle, DefaultRouteWebSocketIdle)
+		setDefault(&c.maxWebSockets, DefaultRouteMaxWebSockets)
+	}
+	if r.CORS != nil {
+		c.cors = newRouteCORS(*r.CORS, c)
+	}
+	var err error
+	c.upstreams, err = newUpstreams(r)
+	return err
 }
 
 // scopeText says whether s can be a scope at all: printable ASCII that needs no quoting in a header, with a colon.

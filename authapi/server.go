@@ -41,6 +41,8 @@ type Server struct {
 	router      *node
 	identity    identityNames
 	admission   *admission
+	hangups     hangups
+	tunnels     tunnels
 	malformed   malformed
 	http        *fasthttp.Server
 	cors        *cors
@@ -76,6 +78,7 @@ func New(cfg Config) (*Server, error) {
 		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
 	}
 	s.live.Store(lv)
+	s.tunnels.srv = s
 	if err := s.SetOAuth(cfg.OAuth); err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}
@@ -127,11 +130,11 @@ func (s *Server) Serve(ln net.Listener) error {
 	return nil
 }
 
-// Shutdown closes the listener and idle connections, waits for the requests in flight until ctx ends, and stops the
+// Shutdown closes the listener, idle connections and WebSockets, waits for the requests in flight until ctx ends, and stops the
 // workers. It is safe to call more than once.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
-	err := errors.Join(s.admission.stop(), s.http.ShutdownWithContext(ctx))
+	err := errors.Join(s.admission.stop(), s.tunnels.close(ctx), s.http.ShutdownWithContext(ctx))
 	s.closeAccounts()
 	s.oauth.Load().close()
 	s.liveMu.Lock() // a change that comes later finds the server draining
@@ -149,7 +152,15 @@ func (s *Server) Handler() fasthttp.RequestHandler { return s.handle }
 
 // handle is every request that could be read.
 func (s *Server) handle(ctx *fasthttp.RequestCtx) {
-	c := s.acquireCall(ctx)
+	c := admitted(ctx)
+	if c != nil {
+		defer c.finish()
+		if err := c.proxy(c.target, c.target.rule(c.ctx.Method())); err != nil {
+			c.fail(err)
+		}
+		return
+	}
+	c = s.acquireCall(ctx)
 	defer c.finish()
 	if err := s.serve(c); err != nil {
 		c.fail(err)
@@ -160,12 +171,18 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 func (c *call) finish() {
 	if r := recover(); r != nil {
 		c.srv.log.Error("handler panicked", "panic", fmt.Sprint(r), "route", c.pattern(), "stack", string(debug.Stack()))
+		c.waiting = false
 		c.fail(errPanic)
+	}
+	if c.waiting {
+		return // for its body; handle goes on with it
 	}
 	c.ctx.Response.Header.SetCanonical(headerRequestID, c.idBuf[:c.idLen])
 	c.writeLimits()
 	if !c.proxied {
 		c.writeSecurity()
+	}
+	if !c.proxied || c.pages != nil {
 		c.writeCORS()
 	}
 	if c.closeAfter {
@@ -227,9 +244,9 @@ func (s *Server) dispatch(c *call) error {
 	switch {
 	case bad != nil:
 		return c.reject(bad)
-	case c.preflight(end):
+	case c.preflight(end, configured):
 		return c.answerPreflight()
-	case configured != nil && configured.upstream != nil:
+	case configured != nil && configured.upstreams != nil:
 		return c.gateway(configured)
 	case c.route == nil:
 		if err := c.authenticate(1); err != nil {

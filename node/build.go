@@ -126,24 +126,6 @@ func (c *Config) apiLimits() (authapi.LimitConfig, error) {
 	return limit, nil
 }
 
-// apiRoutes maps the routes.
-func (c *Config) apiRoutes() []authapi.Route {
-	routes := make([]authapi.Route, 0, len(c.Routes))
-	for _, r := range c.Routes {
-		route := authapi.Route{
-			Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: r.Upstream, StripPrefix: r.StripPrefix,
-			Timeout: time.Duration(r.Timeout), MaxBodyBytes: r.MaxBodyBytes,
-		}
-		for _, rule := range r.Rules {
-			route.Rules = append(route.Rules, authapi.RouteRule{
-				Methods: slices.Clone(rule.Methods), Scopes: slices.Clone(rule.Scopes), Anonymous: rule.Anonymous, Cost: rule.Cost,
-			})
-		}
-		routes = append(routes, route)
-	}
-	return routes
-}
-
 // rule maps a limit.
 func (r RuleConfig) rule() (limiter.Rule, error) {
 	rule := limiter.Rule{Limit: r.Limit, Window: int64(time.Duration(r.Window) / time.Second), Burst: r.Burst}

@@ -223,17 +223,43 @@ type ScopesConfig struct {
 	Resources []string `toml:"resources"`
 }
 
-// RouteConfig is one [[routes]] entry.
+// RouteConfig is one [[routes]] entry. What is below Upstreams is of routes with upstreams alone.
 type RouteConfig struct {
-	Name         string            `toml:"name"`
-	Host         string            `toml:"host"`
-	Path         string            `toml:"path"` // prefix, by whole segments
-	Upstream     string            `toml:"upstream"`
-	StripPrefix  bool              `toml:"strip_prefix"`
-	Timeout      Duration          `toml:"timeout"`
-	MaxBodyBytes int64             `toml:"max_body_bytes"`
-	Rules        []RouteRuleConfig `toml:"rules"`
+	Name      string            `toml:"name"`
+	Host      string            `toml:"host"`
+	Path      string            `toml:"path"` // prefix, by whole segments
+	Rules     []RouteRuleConfig `toml:"rules"`
+	Upstream  string            `toml:"upstream"`
+	Upstreams []string          `toml:"upstreams"` // several in place of one, in turn
+
+	UpstreamCAFile string          `toml:"upstream_ca_file"` // PEM; "": the system's
+	StripPrefix    bool            `toml:"strip_prefix"`
+	ConnectTimeout Duration        `toml:"connect_timeout"`
+	Timeout        Duration        `toml:"timeout"`      // until the answer's header
+	IdleTimeout    Duration        `toml:"idle_timeout"` // 0: timeout
+	MaxBodyBytes   int64           `toml:"max_body_bytes"`
+	MaxAnswerBytes int64           `toml:"max_answer_bytes"` // 0: any
+	MaxRequests    int             `toml:"max_requests"`     // at once, to each upstream
+	Retries        int             `toml:"retries"`
+	MaxFails       int             `toml:"max_fails"` // in a row, until an upstream is left out
+	EjectTime      Duration        `toml:"eject_time"`
+	WebSocket      bool            `toml:"websocket"`
+	WebSocketIdle  Duration        `toml:"websocket_idle_timeout"`
+	MaxWebSockets  int             `toml:"max_websockets"`
+	CORS           RouteCORSConfig `toml:"cors"`
 }
+
+// RouteCORSConfig says which web pages may call a gateway route, in place of its upstreams. Without origins those answer for themselves.
+type RouteCORSConfig struct {
+	Origins     []string `toml:"origins"`
+	Headers     []string `toml:"headers"` // of requests, besides those that the API takes
+	Expose      []string `toml:"expose"`  // of answers, besides those that Sluice sets
+	Credentials bool     `toml:"credentials"`
+	MaxAge      Duration `toml:"max_age"`
+}
+
+// gateway says whether requests go on to upstreams.
+func (r *RouteConfig) gateway() bool { return r.Upstream != "" || len(r.Upstreams) > 0 }
 
 // RouteRuleConfig says what requests of some methods need.
 type RouteRuleConfig struct {

@@ -86,7 +86,14 @@ func DefaultConfig() Config {
 
 // Defaults of the entries of lists, which DefaultConfig cannot show.
 const (
-	defaultRouteTimeout      = Duration(30 * time.Second)
-	defaultRouteMaxBodyBytes = 1 << 20
-	defaultRuleCost          = 1
+	defaultRouteConnectTimeout = Duration(authapi.DefaultRouteConnectTimeout)
+	defaultRouteTimeout        = Duration(authapi.DefaultRouteTimeout)
+	defaultRouteMaxBodyBytes   = authapi.DefaultRouteMaxBody
+	defaultRouteMaxRequests    = authapi.DefaultRouteMaxRequests
+	defaultRouteRetries        = authapi.DefaultRouteRetries
+	defaultRouteMaxFails       = authapi.DefaultRouteMaxFails
+	defaultRouteEjectTime      = Duration(authapi.DefaultRouteEjectTime)
+	defaultRouteWebSocketIdle  = Duration(authapi.DefaultRouteWebSocketIdle)
+	defaultRouteMaxWebSockets  = authapi.DefaultRouteMaxWebSockets
+	defaultRuleCost            = 1
 )

@@ -284,6 +284,9 @@ func (c *Config) resolve(path string) error {
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
 		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 	}
+	for i := range c.Routes {
+		paths[fmt.Sprintf("routes[%d].upstream_ca_file", i)] = &c.Routes[i].UpstreamCAFile
+	}
 	for _, p := range c.oauthProviders() {
 		paths[p.key+".client_secret_file"] = &p.ClientSecretFile
 		defer p.put() // what a map holds has no address
@@ -316,18 +319,36 @@ func (c *Config) resolve(path string) error {
 	return nil
 }
 
+// fill gives a field that is zero its default.
+func fill[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
 // fillEntries gives the entries of lists their defaults.
 func (c *Config) fillEntries() {
 	for i := range c.Routes {
 		r := &c.Routes[i]
-		if r.Timeout == 0 {
-			r.Timeout = defaultRouteTimeout
+		fill(&r.ConnectTimeout, defaultRouteConnectTimeout)
+		fill(&r.Timeout, defaultRouteTimeout)
+		fill(&r.IdleTimeout, r.Timeout)
+		fill(&r.MaxBodyBytes, defaultRouteMaxBodyBytes)
+		fill(&r.MaxRequests, defaultRouteMaxRequests)
+		fill(&r.MaxFails, defaultRouteMaxFails)
+		fill(&r.EjectTime, defaultRouteEjectTime)
+		fill(&r.WebSocketIdle, defaultRouteWebSocketIdle)
+		fill(&r.MaxWebSockets, defaultRouteMaxWebSockets)
+		fill(&r.CORS.MaxAge, Duration(authapi.DefaultCORSMaxAge))
+		fill(&r.Name, strings.Trim(r.Path, "/"))
+		if r.Retries == 0 && !c.origins.named(fmt.Sprintf("routes[%d].retries", i)) {
+			r.Retries = defaultRouteRetries
 		}
-		if r.MaxBodyBytes == 0 {
-			r.MaxBodyBytes = defaultRouteMaxBodyBytes
-		}
-		if r.Name == "" {
-			r.Name = strings.Trim(r.Path, "/")
+		for _, list := range []*[]string{&r.Upstreams, &r.CORS.Origins, &r.CORS.Headers, &r.CORS.Expose} {
+			if *list == nil {
+				*list = []string{}
+			}
 		}
 		if r.Rules == nil {
 			r.Rules = []RouteRuleConfig{}

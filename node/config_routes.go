@@ -1,8 +1,12 @@
 package node
 
 import (
+	"crypto/x509"
 	"fmt"
+	"net/url"
+	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +50,156 @@ const (
 	maxRouteTimeout   = Duration(time.Hour)
 	maxRouteBodyBytes = 1 << 40
 	maxRouteCost      = 1_000_000
+	maxRouteAtOnce    = 1 << 20
+	maxRouteUpstreams = 64
+	maxRouteRetries   = 5
+	maxRouteFails     = 1000
 )
+
+// gateway checks what a route says of its upstreams.
+func (v *validator) gateway(key string, r *RouteConfig) {
+	if !r.gateway() {
+		for _, said := range []struct {
+			name string
+			set  bool
+		}{
+			{"upstream_ca_file", r.UpstreamCAFile != ""}, {"strip_prefix", r.StripPrefix}, {"max_answer_bytes", r.MaxAnswerBytes > 0},
+			{"websocket", r.WebSocket}, {"cors.origins", len(r.CORS.Origins) > 0},
+		} {
+			if said.set {
+				v.fail(key+"."+said.name, "means nothing without upstream")
+			}
+		}
+	}
+	v.upstreams(key, r)
+	v.between(key+".connect_timeout", r.ConnectTimeout, Duration(time.Millisecond), maxRouteTimeout)
+	v.between(key+".timeout", r.Timeout, Duration(time.Millisecond), maxRouteTimeout)
+	v.between(key+".idle_timeout", r.IdleTimeout, Duration(time.Millisecond), 24*maxRouteTimeout)
+	v.count(key+".max_body_bytes", r.MaxBodyBytes, 1, maxRouteBodyBytes)
+	v.count(key+".max_answer_bytes", r.MaxAnswerBytes, 0, maxRouteBodyBytes)
+	v.count(key+".max_requests", int64(r.MaxRequests), 1, maxRouteAtOnce)
+	v.count(key+".retries", int64(r.Retries), 0, maxRouteRetries)
+	v.count(key+".max_fails", int64(r.MaxFails), 1, maxRouteFails)
+	v.between(key+".eject_time", r.EjectTime, Duration(time.Millisecond), maxRouteTimeout)
+	v.between(key+".websocket_idle_timeout", r.WebSocketIdle, Duration(time.Second), 24*maxRouteTimeout)
+	v.count(key+".max_websockets", int64(r.MaxWebSockets), 1, maxRouteAtOnce)
+	if len(r.CORS.Origins) == 0 && (len(r.CORS.Headers) > 0 || len(r.CORS.Expose) > 0 || r.CORS.Credentials) {
+		v.fail(key+".cors.origins", "is empty, so that the rest of cors means nothing")
+	}
+	for i, origin := range r.CORS.Origins {
+		if problem := originProblem(origin); problem != "" {
+			v.fail(fmt.Sprintf("%s.cors.origins[%d]", key, i), "%s", problem)
+		}
+	}
+	for name, list := range map[string][]string{"headers": r.CORS.Headers, "expose": r.CORS.Expose} {
+		for i, header := range list {
+			if !headerName.MatchString(header) {
+				v.fail(fmt.Sprintf("%s.cors.%s[%d]", key, name, i), "want a header's name, not %s", quote(header))
+			}
+		}
+	}
+	v.between(key+".cors.max_age", r.CORS.MaxAge, 0, day)
+}
+
+var headerName = regexp.MustCompile(`^[A-Za-z0-9!#$%&'*+.^_|~-]{1,128}$`)
+
+// upstreams checks where a route's requests go.
+func (v *validator) upstreams(key string, r *RouteConfig) {
+	if r.Upstream != "" && len(r.Upstreams) > 0 {
+		v.fail(key+".upstreams", "is set, and %s as well: put them all into upstreams", v.also(key+".upstream"))
+	}
+	v.count(key+".upstreams", int64(len(r.Upstreams)), 0, maxRouteUpstreams)
+	secure := false
+	one := func(at, text string) {
+		problem := urlProblem(text, false)
+		if u, err := url.Parse(text); err == nil {
+			secure = secure || u.Scheme == "https"
+			if p := strings.TrimSuffix(u.EscapedPath(), "/"); problem == "" && p != "" && (path.Clean(p) != p || strings.ContainsAny(p, "%;\\")) {
+				problem = fmt.Sprintf("want a plain path or none in %s", quote(text))
+			}
+		}
+		if problem != "" {
+			v.fail(at, "%s", problem)
+		}
+	}
+	if r.Upstream != "" {
+		one(key+".upstream", r.Upstream)
+	}
+	for i, text := range r.Upstreams {
+		at := fmt.Sprintf("%s.upstreams[%d]", key, i)
+		one(at, text)
+		if slices.Index(r.Upstreams, text) < i {
+			v.fail(at, "%s is in the list twice", quote(text))
+		}
+	}
+	if r.UpstreamCAFile == "" {
+		return
+	}
+	if _, err := loadAuthorities(r.UpstreamCAFile); err != nil {
+		v.fail(key+".upstream_ca_file", "%v", err)
+	} else if r.gateway() && !secure {
+		v.fail(key+".upstream_ca_file", "means nothing without an https upstream")
+	}
+}
+
+// loadAuthorities reads the certificates that vouch for upstreams.
+func loadAuthorities(file string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err // says which file
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
+	}
+	return pool, nil
+}
+
+// apiRoutes maps the routes, but for their authorities.
+func (c *Config) apiRoutes() []authapi.Route {
+	routes := make([]authapi.Route, 0, len(c.Routes))
+	for _, r := range c.Routes {
+		route := authapi.Route{
+			Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: r.Upstream, Upstreams: slices.Clone(r.Upstreams), StripPrefix: r.StripPrefix,
+			ConnectTimeout: time.Duration(r.ConnectTimeout), Timeout: time.Duration(r.Timeout), IdleTimeout: time.Duration(r.IdleTimeout),
+			MaxBodyBytes: r.MaxBodyBytes, MaxAnswerBytes: r.MaxAnswerBytes, MaxRequests: r.MaxRequests, Retries: r.Retries,
+			MaxFails: r.MaxFails, EjectTime: time.Duration(r.EjectTime),
+			WebSocket: r.WebSocket, WebSocketIdleTimeout: time.Duration(r.WebSocketIdle), MaxWebSockets: r.MaxWebSockets,
+		}
+		if r.Retries == 0 {
+			route.Retries = -1
+		}
+		if len(r.CORS.Origins) > 0 {
+			route.CORS = &authapi.RouteCORS{
+				CORSConfig: authapi.CORSConfig{Origins: slices.Clone(r.CORS.Origins), MaxAge: time.Duration(r.CORS.MaxAge)},
+				Headers:    slices.Clone(r.CORS.Headers), Expose: slices.Clone(r.CORS.Expose), Credentials: r.CORS.Credentials,
+			}
+		}
+		for _, rule := range r.Rules {
+			route.Rules = append(route.Rules, authapi.RouteRule{
+				Methods: slices.Clone(rule.Methods), Scopes: slices.Clone(rule.Scopes), Anonymous: rule.Anonymous, Cost: rule.Cost,
+			})
+		}
+		routes = append(routes, route)
+	}
+	return routes
+}
+
+// trustedRoutes are apiRoutes with the authorities that their files name.
+func (c *Config) trustedRoutes() ([]authapi.Route, error) {
+	routes := c.apiRoutes()
+	for i, r := range c.Routes {
+		if r.UpstreamCAFile == "" {
+			continue
+		}
+		pool, err := loadAuthorities(r.UpstreamCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("routes[%d].upstream_ca_file: %w", i, err)
+		}
+		routes[i].UpstreamCA = pool
+	}
+	return routes, nil
+}
 
 func (v *validator) route(i int) {
 	r := v.c.Routes[i]
@@ -56,7 +209,7 @@ func (v *validator) route(i int) {
 		v.fail(key+".path", "is missing")
 	case !strings.HasPrefix(r.Path, "/") || path.Clean(r.Path) != r.Path || strings.ContainsAny(r.Path, "?#%;\\ *"):
 		v.fail(key+".path", "want a plain path as in \"/api/v1/triggers\", without a slash at its end, not %s", quote(r.Path))
-	case r.Upstream != "":
+	case r.gateway():
 		for _, own := range ownPaths {
 			if below(r.Path, own) {
 				v.fail(key+".path", "%s belongs to the API itself (%s): the route would never be reached", r.Path, own)
@@ -75,16 +228,7 @@ func (v *validator) route(i int) {
 			v.fail(key+".name", "%s is the name of %s as well", quote(r.Name), v.also(fmt.Sprintf("routes[%d].name", j)))
 		}
 	}
-	if r.Upstream == "" && r.StripPrefix {
-		v.fail(key+".strip_prefix", "means nothing without upstream")
-	}
-	if r.Upstream != "" {
-		if problem := urlProblem(r.Upstream, false); problem != "" {
-			v.fail(key+".upstream", "%s", problem)
-		}
-	}
-	v.between(key+".timeout", r.Timeout, Duration(time.Millisecond), maxRouteTimeout)
-	v.count(key+".max_body_bytes", r.MaxBodyBytes, 1, maxRouteBodyBytes)
+	v.gateway(key, &r)
 	if len(r.Rules) == 0 {
 		v.fail(key+".rules", "is empty: no method could pass")
 	}

@@ -35,7 +35,7 @@ func exampleText(t *testing.T, all bool) string {
 	for line := range strings.Lines(string(data)) {
 		if rest, ok := strings.CutPrefix(line, "# "); ok {
 			first, _, _ := strings.Cut(rest, " ")
-			if strings.HasPrefix(rest, "[[") || strings.HasPrefix(rest, "[plans.") || strings.HasPrefix(rest, "[oauth.providers.") || rest[0] >= 'a' && rest[0] <= 'z' && strings.Contains(rest, " = ") && !strings.Contains(first, ".") {
+			if strings.HasPrefix(rest, "[[") || strings.HasPrefix(rest, "[plans.") || strings.HasPrefix(rest, "[routes.") || strings.HasPrefix(rest, "[oauth.providers.") || rest[0] >= 'a' && rest[0] <= 'z' && strings.Contains(rest, " = ") && !strings.Contains(first, ".") {
 				line = rest
 			}
 		}
@@ -295,6 +295,24 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"route's path", "[[routes]]\npath = \"a/\"\nrules = [{ methods = [\"*\"] }]\n", 2, "routes[0].path: want a plain path"},
 		{"route over the API", "[[routes]]\npath = \"/api/v1/auth/verify\"\nupstream = \"http://a\"\nrules = [{ methods = [\"*\"] }]\n", 2, "belongs to the API itself"},
 		{"upstream", route + "upstream = \"ftp://a\"\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstream: want an http or https URL"},
+		{"upstreams", route + "upstreams = [\"http://a\", \"a:80\"]\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstreams[1]: want an http or https URL"},
+		{"upstream and upstreams", route + "upstream = \"http://a\"\nupstreams = [\"http://b\"]\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].upstreams: is set, and routes[0].upstream ("},
+		{"an upstream twice", route + "upstreams = [\"http://a\", \"http://a\"]\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstreams[1]: \"http://a\" is in the list twice"},
+		{"an upstream's path", route + "upstream = \"http://a/b/../c\"\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstream: want a plain path or none"},
+		{"an upstream's password", route + "upstream = \"http://me:hunter2@a\"\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstream: must not hold a user name or password"},
+		{"authorities that are not there", route + "upstream = \"https://a\"\nupstream_ca_file = \"not-there.pem\"\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].upstream_ca_file: open"},
+		{"authorities of nobody", route + "upstream_ca_file = \"not-there.pem\"\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].upstream_ca_file: means nothing without upstream"},
+		{"retries", route + "upstream = \"http://a\"\nretries = 6\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].retries: want 0 to 5, not 6"},
+		{"fails", route + "upstream = \"http://a\"\nmax_fails = -1\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].max_fails: want 1 to 1000"},
+		{"ejection", route + "upstream = \"http://a\"\neject_time = \"2h\"\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].eject_time: want 1ms to 1h"},
+		{"connecting", route + "upstream = \"http://a\"\nconnect_timeout = \"0.1ms\"\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].connect_timeout: want 1ms to 1h"},
+		{"answers", route + "upstream = \"http://a\"\nmax_answer_bytes = -1\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].max_answer_bytes: want 0 to"},
+		{"requests at once", route + "upstream = \"http://a\"\nmax_requests = -1\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].max_requests: want 1 to"},
+		{"WebSockets of nobody", route + "websocket = true\nrules = [{ methods = [\"*\"] }]\n", 3, "routes[0].websocket: means nothing without upstream"},
+		{"WebSockets' idle time", route + "upstream = \"http://a\"\nwebsocket = true\nwebsocket_idle_timeout = \"1ms\"\nrules = [{ methods = [\"*\"] }]\n", 5, "routes[0].websocket_idle_timeout: want 1s to"},
+		{"a route's pages", route + "upstream = \"http://a\"\ncors = { origins = [\"*\"] }\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].cors.origins[0]: \"*\" would let every web page"},
+		{"a route's pages' headers", route + "upstream = \"http://a\"\ncors = { origins = [\"https://a\"], headers = [\"a b\"] }\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].cors.headers[0]: want a header's name"},
+		{"no page of a route", route + "upstream = \"http://a\"\ncors = { credentials = true }\nrules = [{ methods = [\"*\"] }]\n", 4, "routes[0].cors.origins: is empty"},
 		{"overlap", route + "[[routes.rules]]\nmethods = [\"GET\"]\n[[routes.rules]]\nmethods = [\"POST\", \"GET\"]\n", 6, "routes[0].rules[1].methods[1]: GET is in routes[0].rules[0].methods"},
 		{"after all", route + "[[routes.rules]]\nmethods = [\"*\"]\n[[routes.rules]]\nmethods = [\"POST\"]\n", 6, "routes[0].rules[1].methods: is never reached"},
 		{"scope", route + "rules = [{ methods = [\"*\"], scopes = [\"trigger:read\"] }]\n", 3, "\"trigger\" is not in scopes.resources: did you mean triggers?"},

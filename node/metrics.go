@@ -228,6 +228,35 @@ var metrics = []metric{
 		}
 	}},
 
+	{"sluice_gateway_attempts_total", kindCounter, "Attempts at a route's upstream, by what came of them; a request that is sent again has several.", ofUpstreams(func(u *authapi.UpstreamCount, add func(labels string, value float64)) {
+		add(`,outcome="answered"`, float64(u.Answered))
+		add(`,outcome="failed"`, float64(u.Failed))
+		add(`,outcome="timeout"`, float64(u.TimedOut))
+		add(`,outcome="abandoned"`, float64(u.Abandoned))
+	})},
+	{"sluice_gateway_answers_broken_total", kindCounter, "Answers of an upstream that were cut off, stood still or were too long.", ofUpstreams(func(u *authapi.UpstreamCount, add func(labels string, value float64)) {
+		add("", float64(u.Broken))
+	})},
+	{"sluice_gateway_upstream_up", kindGauge, "Whether an upstream is in use; 0 while it is left out after failures.", ofUpstreams(func(u *authapi.UpstreamCount, add func(labels string, value float64)) {
+		add("", flag(u.Up))
+	})},
+	{"sluice_gateway_ejections_total", kindCounter, "Times an upstream was left out.", ofUpstreams(func(u *authapi.UpstreamCount, add func(labels string, value float64)) {
+		add("", float64(u.Ejections))
+	})},
+	{"sluice_gateway_requests", kindGauge, "Requests at an upstream now, WebSockets among them.", ofUpstreams(func(u *authapi.UpstreamCount, add func(labels string, value float64)) {
+		add("", float64(u.InFlight))
+	})},
+	{"sluice_gateway_retries_total", kindCounter, "Attempts beyond the first of a request.", func(s *scrape, out *samples) {
+		for _, r := range s.n.api.GatewayRoutes() {
+			out.add("", fmt.Sprintf("route=%q", r.Route), float64(r.Retries))
+		}
+	}},
+	{"sluice_gateway_websockets", kindGauge, "WebSockets open now.", func(s *scrape, out *samples) {
+		for _, r := range s.n.api.GatewayRoutes() {
+			out.add("", fmt.Sprintf("route=%q", r.Route), float64(r.WebSockets))
+		}
+	}},
+
 	{"sluice_limit_decisions_total", kindCounter, "Decisions by policy; a request that several policies refuse counts for each.", func(s *scrape, out *samples) {
 		for _, d := range s.n.api.Decisions() {
 			out.outcomes(d.Policy, d.Admitted, d.Refused, d.Undecided)
@@ -308,6 +337,19 @@ var metrics = []metric{
 	}},
 	{"sluice_limit_audited_windows_total", kindCounter, "Windows of buckets that the auditor summed up after their end.", ofLimiter(func(s *limiter.Stats) uint64 { return s.Audit.Windows })},
 	{"sluice_limit_unaudited_windows_total", kindCounter, "Windows that it left out: a restart, a refund or a changed limit in them, or seen too late.", ofLimiter(func(s *limiter.Stats) uint64 { return s.Audit.Skipped })},
+}
+
+// ofUpstreams reads what is counted by upstream.
+func ofUpstreams(read func(u *authapi.UpstreamCount, add func(labels string, value float64))) func(*scrape, *samples) {
+	return func(s *scrape, out *samples) {
+		upstreams := s.n.api.Upstreams()
+		for i := range upstreams {
+			u := &upstreams[i]
+			read(u, func(labels string, value float64) {
+				out.add("", fmt.Sprintf("route=%q,upstream=%q", u.Route, u.URL)+labels, value)
+			})
+		}
+	}
 }
 
 func byKind(read func(*limiter.Stats) (news, transfers uint64)) func(*scrape, *samples) {

@@ -112,6 +112,11 @@ func TestMetrics_AsDocumented(t *testing.T) {
 	t.Parallel()
 	c := nodetest.Start(t, 2, nodetest.WithConfig(func(i int, cfg *node.Config) {
 		withAdmin(i, cfg)
+		cfg.Routes = []node.RouteConfig{{
+			Name: "orders", Path: "/orders", Upstream: "http://127.0.0.1:9", ConnectTimeout: node.Duration(time.Second),
+			Timeout: node.Duration(time.Second), IdleTimeout: node.Duration(time.Second), EjectTime: node.Duration(time.Second),
+			WebSocketIdle: node.Duration(time.Second), MaxBodyBytes: 1, MaxRequests: 1, MaxFails: 1, MaxWebSockets: 1, Rules: []node.RouteRuleConfig{{Methods: []string{"*"}, Anonymous: true, Cost: 1}},
+		}}
 		cfg.Limits.Policies = []node.PolicyConfig{
 			{Name: "second", By: []string{"address"}, RuleConfig: node.RuleConfig{Limit: 100, Window: node.Duration(time.Second), Algorithm: "fixed_window"}},
 			{Name: "trial", By: []string{"address"}, RuleConfig: node.RuleConfig{Limit: 2, Window: node.Duration(time.Hour), Algorithm: "fixed_window"}, Shadow: true},
@@ -151,7 +156,7 @@ func TestMetrics_AsDocumented(t *testing.T) {
 	}
 	for _, want := range []string{
 		`sluice_ready{}`, `sluice_roster_member{}`, `sluice_limit_incarnation{}`,
-		`sluice_raft_has_leader{}`,
+		`sluice_raft_has_leader{}`, `sluice_gateway_upstream_up{route="orders",upstream="http://127.0.0.1:9"}`,
 	} {
 		if got.samples[want] != 1 {
 			t.Errorf("%s is %v, want 1", want, got.samples[want])

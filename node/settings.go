@@ -129,8 +129,12 @@ func (c *Config) apiLive() (authapi.LiveConfig, error) {
 	if err != nil {
 		return authapi.LiveConfig{}, err
 	}
+	routes, err := c.trustedRoutes()
+	if err != nil {
+		return authapi.LiveConfig{}, err
+	}
 	return authapi.LiveConfig{
-		Limit: limit, Routes: c.apiRoutes(), ScopeResources: slices.Clone(c.Scopes.Resources), RedirectURIs: slices.Clone(c.OAuth.RedirectURIs),
+		Limit: limit, Routes: routes, ScopeResources: slices.Clone(c.Scopes.Resources), RedirectURIs: slices.Clone(c.OAuth.RedirectURIs),
 	}, nil
 }
 
