@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"sluice/node"
@@ -27,6 +29,8 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 
 	level := new(slog.LevelVar)
 	log := newLogger(cfg.Log, level, env)
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(libraryLog{log})
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -56,6 +60,17 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 			}
 		}
 	}
+}
+
+// libraryLog takes what libraries say in the process's own log without being asked: net/http of an upstream that sends more than
+// it announced. What they quote may be anybody's data, and stays out.
+type libraryLog struct{ log *slog.Logger }
+
+// Write implements io.Writer, for a whole message each time.
+func (l libraryLog) Write(p []byte) (int, error) {
+	said, _, _ := strings.Cut(string(p), `"`)
+	l.log.Warn("library message", "message", strings.TrimSpace(said))
+	return len(p), nil
 }
 
 // reload takes over what a running node can change: the log's level, and who users may sign in with. n is nil while the
