@@ -394,13 +394,13 @@ func (d *downloadReader) Read(p []byte) (int, error) {
 		}
 		d.left -= int64(n)
 	}
-	if d.ctx != nil && (err == nil || err == io.EOF) { // the end has to be written as well
+	if d.ctx != nil && (err == nil || errors.Is(err, io.EOF)) { // the end has to be written as well
 		if err := d.ctx.SetWriteDeadline(time.Now().Add(d.x.srv.cfg.WriteTimeout)); err != nil {
 			d.err = err
 			return 0, err
 		}
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(d.x.ctx); cause != nil {
 			err = cause
 		}

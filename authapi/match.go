@@ -178,23 +178,23 @@ func prepareRoute(r Route) (*configured, error) {
 }
 
 // prepareGateway checks and prepares what only a route with upstreams has.
-func (c *configured) prepareGateway(r *Route) error {
-	timeout := r.Timeout
+func (r *configured) prepareGateway(from *Route) error {
+	timeout := from.Timeout
 	setDefault(&timeout, DefaultRouteTimeout)
-	c.idleTimeout, c.maxBody, c.maxAnswer = r.IdleTimeout, r.MaxBodyBytes, r.MaxAnswerBytes
-	setDefault(&c.idleTimeout, timeout)
-	setDefault(&c.maxBody, DefaultRouteMaxBody)
-	c.webSockets = new(atomic.Int64)
-	if r.WebSocket {
-		c.webSocketIdle, c.maxWebSockets = r.WebSocketIdleTimeout, r.MaxWebSockets
-		setDefault(&c.webSocketIdle, DefaultRouteWebSocketIdle)
-		setDefault(&c.maxWebSockets, DefaultRouteMaxWebSockets)
+	r.idleTimeout, r.maxBody, r.maxAnswer = from.IdleTimeout, from.MaxBodyBytes, from.MaxAnswerBytes
+	setDefault(&r.idleTimeout, timeout)
+	setDefault(&r.maxBody, DefaultRouteMaxBody)
+	r.webSockets = new(atomic.Int64)
+	if from.WebSocket {
+		r.webSocketIdle, r.maxWebSockets = from.WebSocketIdleTimeout, from.MaxWebSockets
+		setDefault(&r.webSocketIdle, DefaultRouteWebSocketIdle)
+		setDefault(&r.maxWebSockets, DefaultRouteMaxWebSockets)
 	}
-	if r.CORS != nil {
-		c.cors = newRouteCORS(*r.CORS, c)
+	if from.CORS != nil {
+		r.cors = newRouteCORS(*from.CORS, r)
 	}
 	var err error
-	c.upstreams, err = newUpstreams(r)
+	r.upstreams, err = newUpstreams(from)
 	return err
 }
 
