@@ -59,7 +59,8 @@ type call struct {
 	// says that it lets requests without a credential pass.
 	target   *configured
 	open     bool
-	decision *decision // its own for as long as the call is; without policies: no limit headers
+	asked    *Description // what a check is about that did not come over HTTP; else nil
+	decision *decision    // its own for as long as the call is; without policies: no limit headers
 	// byCookie: the credential came in a cookie, which the browser sends by itself.
 	byCookie bool
 	// proxied: the answer is an upstream's.

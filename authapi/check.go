@@ -2,6 +2,7 @@ package authapi
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -290,7 +291,7 @@ func (s *Server) decideEach(d *decisions, room *checkRoom, slots []checkSlot) (a
 		}
 	}
 	if len(waiting) > 0 {
-		s.takeWaiting(room, waiting)
+		s.takeWaiting(room.charges[:], room.verdicts[:], waiting)
 	}
 	outcome := limiter.Admitted
 	for at := range room.n {
@@ -313,20 +314,29 @@ func (s *Server) decideEach(d *decisions, room *checkRoom, slots []checkSlot) (a
 	return outcome == limiter.Admitted, nil
 }
 
-// takeWaiting takes those charges that wait for other nodes: all at once, or a batch could wait a hundred times.
-func (s *Server) takeWaiting(room *checkRoom, waiting []int) {
-	take := func(at int) {
-		room.verdicts[at].Outcome = s.limits.Take(room.charges[at:at+1], room.verdicts[at:at+1])
-	}
-	if len(waiting) == 1 {
-		take(waiting[0])
+// maxWaiting bounds how many charges of one request wait at once.
+const maxWaiting = 100
+
+// takeWaiting, which allocates, takes those charges that wait for other nodes: side by side, or a batch could wait a hundred times.
+func (s *Server) takeWaiting(charges []limiter.Charge, verdicts []limiter.Verdict, waiting []int) {
+	sideBySide(waiting, func(at int) {
+		verdicts[at].Outcome = s.limits.Take(charges[at:at+1], verdicts[at:at+1])
+	})
+}
+
+// sideBySide does something for each index, up to maxWaiting at once.
+func sideBySide(indexes []int, do func(int)) {
+	if len(indexes) == 1 {
+		do(indexes[0])
 		return
 	}
-	var all sync.WaitGroup
-	for _, at := range waiting {
-		all.Go(func() { take(at) })
+	for some := range slices.Chunk(indexes, maxWaiting) {
+		var all sync.WaitGroup
+		for _, at := range some {
+			all.Go(func() { do(at) })
+		}
+		all.Wait()
 	}
-	all.Wait()
 }
 
 // decideTogether lets all checks pass, or spends from none. Each verdict says what its check alone would get. Checks that

@@ -20,6 +20,9 @@ type Config struct {
 	Logger  *slog.Logger // nil: discards
 	Version string       // shown by /api/v1/health
 	NodeID  string
+	Members func() int // of the cluster, as Gubernator's clients are told; nil: this node alone
+	// MayReset says whether a client may have a bucket reset: the cluster remembers resets, and not any number. nil: always.
+	MayReset func(limiter.BucketID) bool
 
 	// PublicURL is the base that clients see, without a trailing slash; issuer of tokens. "" : Issuer is "sluice".
 	PublicURL string
@@ -82,6 +85,8 @@ type LimitConfig struct {
 	Documents limiter.Rule // policy "documents": by address
 	Plans     map[string]limiter.Rule
 	Policies  []Policy // on top of those; a request spends from all that count it, or from none
+	// Descriptors say which limits Envoy's rate-limit service keeps.
+	Descriptors []DescriptorRule
 	// DebugHeader adds X-RateLimit-Debug to every response with a decision: waited=1 where it waited for a message of
 	// another node, waited=0 where not. For measurements: it tells clients how the cluster works.
 	DebugHeader bool

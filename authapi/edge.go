@@ -138,18 +138,22 @@ func (s *Server) handleBroken(ctx *fasthttp.RequestCtx, err error) {
 	c.client.addr = c.client.peer
 	c.decision.add(c.live.policies.anonymous, c.addressBucket(c.live.policies.anonymous), 1)
 	c.peek()
+	c.fail(brokenProblem(err))
+}
+
+// brokenProblem says what is wrong with what could not be read as a request.
+func brokenProblem(err error) *Problem {
 	var small *fasthttp.ErrSmallBuffer
 	var netErr net.Error
-	p := problem(http.StatusBadRequest, "malformed_request", "the request is not well-formed HTTP/1.1")
 	switch {
 	case errors.As(err, &small):
-		p = problem(http.StatusRequestHeaderFieldsTooLarge, "headers_too_large", "the request's headers are longer than 16 KiB")
+		return problem(http.StatusRequestHeaderFieldsTooLarge, "headers_too_large", "the request's headers are longer than 16 KiB")
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		p = errBodyTooLarge
+		return errBodyTooLarge
 	case errors.As(err, &netErr) && netErr.Timeout():
-		p = errRequestTimeout
+		return errRequestTimeout
 	}
-	c.fail(p)
+	return problem(http.StatusBadRequest, "malformed_request", "the request is not well-formed HTTP/1.1")
 }
 
 // httpLogger gives fasthttp's own messages, which are about connections, to the log.

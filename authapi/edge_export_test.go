@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"net/http"
 	"net/netip"
+
+	"github.com/valyala/fasthttp"
 )
 
 // What the tests of package authapi_test need of the inside of the edge.
@@ -16,6 +18,7 @@ var (
 	ParseForwarded = parseForwarded
 	ProblemOf      = problemOf
 	OpenAPI        = openAPI
+	GubernatorRule = gubernatorRule
 )
 
 // ClientAddress is where a request comes from that peer, a trusted proxy, sent with these lines of the list.
@@ -51,6 +54,19 @@ func (s *Server) TrustUpstreams(pool *x509.CertPool) {
 	for _, r := range s.live.Load().matcher.routes {
 		r.upstreams.transport.TLSClientConfig = &tls.Config{RootCAs: pool}
 	}
+}
+
+// AnswerGubernator is what a call without a key gets.
+func (s *Server) AnswerGubernator(body []byte) (status int, answer []byte) {
+	var req fasthttp.Request
+	req.Header.SetMethod(http.MethodPost)
+	req.Header.SetHost("localhost")
+	req.SetRequestURI(gubernatorPath)
+	req.SetBody(body)
+	var ctx fasthttp.RequestCtx
+	ctx.Init(&req, nil, nil)
+	s.serveGubernator(&ctx)
+	return ctx.Response.StatusCode(), ctx.Response.Body()
 }
 
 // ReportShadows is what happens every shadowLogEvery.

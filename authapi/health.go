@@ -101,3 +101,9 @@ func handleHealth(c *call) error {
 	}
 	return c.writeJSON(status, answer)
 }
+
+// Ready says whether the node is fit for traffic, as /readyz does. Safe for concurrent use.
+func (s *Server) Ready() bool {
+	_, ready := s.checks()
+	return ready
+}

@@ -159,8 +159,12 @@ func (d *decision) tightest() int {
 }
 
 func (d *decision) tighter(i, j int) bool {
-	a, b := &d.verdicts[i], &d.verdicts[j]
-	longer := d.policies[i].rule.Window > d.policies[j].rule.Window
+	return tighter(d.policies[i], &d.verdicts[i], d.policies[j], &d.verdicts[j])
+}
+
+// tighter compares what two policies say: pa is the one that headers show rather than pb.
+func tighter(pa *policy, a *limiter.Verdict, pb *policy, b *limiter.Verdict) bool {
+	longer := pa.rule.Window > pb.rule.Window
 	switch refusedA, refusedB := a.Outcome == limiter.Refused, b.Outcome == limiter.Refused; {
 	case refusedA != refusedB:
 		return refusedA
@@ -170,8 +174,8 @@ func (d *decision) tighter(i, j int) bool {
 		return longer
 	}
 	// What is left of a to what can be, against b's, in 128 bits; a limit of 0 is used up.
-	ah, al := bits.Mul64(uint64(max(a.Remaining, 0)), uint64(max(d.policies[j].most(), 1)))
-	bh, bl := bits.Mul64(uint64(max(b.Remaining, 0)), uint64(max(d.policies[i].most(), 1)))
+	ah, al := bits.Mul64(uint64(max(a.Remaining, 0)), uint64(max(pb.most(), 1)))
+	bh, bl := bits.Mul64(uint64(max(b.Remaining, 0)), uint64(max(pa.most(), 1)))
 	if ah != bh || al != bl {
 		return ah < bh || ah == bh && al < bl
 	}
@@ -297,7 +301,11 @@ func (c *call) writeLimits() {
 // shown is what headers say of the i-th policy: units left, the end of its window in Unix seconds, and the seconds until
 // there may be more. A token bucket has no window: it is when it will be full.
 func (d *decision) shown(i int, now int64) (remaining, reset, wait int64) {
-	p, v := d.policies[i], &d.verdicts[i]
+	return d.policies[i].shown(&d.verdicts[i], now)
+}
+
+// shown is what headers say of a policy's verdict.
+func (p *policy) shown(v *limiter.Verdict, now int64) (remaining, reset, wait int64) {
 	remaining, reset = min(max(v.Remaining, 0), p.most()), v.ResetAt
 	if v.Outcome == limiter.Undecided || reset <= 0 {
 		reset = now - now%p.rule.Window + p.rule.Window

@@ -201,7 +201,7 @@ func (c *conn) Close() error {
 	}
 	ad.mu.Unlock()
 	if first && c.linger.Load() {
-		c.drain()
+		drain(c.Conn)
 	}
 	err := c.Conn.Close()
 	if first {
@@ -221,8 +221,8 @@ const (
 
 // drain ends the answer and takes what still comes, for a while. Without it a proxy in front sees a reset in the place of a 413 or
 // 431, and takes the node for a dead one.
-func (c *conn) drain() {
-	tcp, ok := c.Conn.(*net.TCPConn)
+func drain(raw net.Conn) {
+	tcp, ok := raw.(*net.TCPConn)
 	if !ok || tcp.CloseWrite() != nil || tcp.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
 		return
 	}
@@ -231,8 +231,11 @@ func (c *conn) drain() {
 
 // lingers lets the connection of a call take what the client still sends before it is closed.
 func (c *call) lingers() {
-	if own := acceptedOf(c.ctx.Conn()); own != nil {
+	raw := c.ctx.Conn()
+	if own := acceptedOf(raw); own != nil {
 		own.linger.Store(true)
+	} else if plain, ok := raw.(*plainConn); ok {
+		plain.linger.Store(true)
 	}
 }
 

@@ -33,10 +33,13 @@ const (
 	// ByCheck, which stands alone, is the key of a check (POST /api/v1/limits/check) that names the policy, within the
 	// caller's organization. The policy counts no request.
 	ByCheck Dimension = "check"
+	// ByDescriptor, which stands alone, is a descriptor of Envoy's rate-limit service, within its domain. The policy counts
+	// no request; LimitConfig.Descriptors says which descriptors it counts.
+	ByDescriptor Dimension = "descriptor"
 )
 
 // dimensions in the order in which a subject holds them.
-var dimensions = []Dimension{ByOrganization, ByKey, ByUser, ByRoute, ByAddress, ByCheck}
+var dimensions = []Dimension{ByOrganization, ByKey, ByUser, ByRoute, ByAddress, ByCheck, ByDescriptor}
 
 // PlanNone stands in Policy.Plans for organizations without a plan.
 const PlanNone = "none"
@@ -131,7 +134,7 @@ func (p *policy) counts(layer, plan string, route *configured) bool {
 	}
 	for _, d := range p.by {
 		switch {
-		case d == ByCheck:
+		case d == ByCheck, d == ByDescriptor:
 			return false
 		case d == ByKey && layer != policyAPIKey, d == ByUser && layer != policyUser,
 			d == ByOrganization && layer == policyAnonymous, d == ByRoute && route == nil:
@@ -209,6 +212,9 @@ type policies struct {
 	// check counts the checks that bring their limit along; checks are the policies that others name.
 	check  *policy
 	checks map[string]*policy
+	// descriptor counts the descriptors that bring their limit along, gubernator what comes by Gubernator's API.
+	descriptor, gubernator *policy
+	domains                domains
 
 	keyPlans, userPlans map[string]*policy
 	// names of all policies by index, in an order that is the same for the same configuration: those that are always there
@@ -230,11 +236,17 @@ func newPolicies(cfg LimitConfig, m *matcher) (policies, error) {
 		documents: newPolicy(policyDocuments, 3, cfg.Documents),
 		check:     newPolicy(policyCheck, 4, limiter.Rule{}),
 		checks:    map[string]*policy{},
+
+		descriptor: newPolicy(policyDescriptor, 5, limiter.Rule{}),
+		gubernator: newPolicy(policyGubernator, 6, limiter.Rule{}),
+
 		keyPlans:  map[string]*policy{},
 		userPlans: map[string]*policy{},
-		names:     []string{policyAnonymous, policyAPIKey, policyUser, policyDocuments, policyCheck},
-		keys:      map[string]*policyGroup{},
-		users:     map[string]*policyGroup{},
+		names: []string{
+			policyAnonymous, policyAPIKey, policyUser, policyDocuments, policyCheck, policyDescriptor, policyGubernator,
+		},
+		keys:  map[string]*policyGroup{},
+		users: map[string]*policyGroup{},
 	}
 	for name, rule := range cfg.Plans {
 		p.keyPlans[name] = newPolicy(policyAPIKey, p.apiKey.index, rule)
@@ -251,6 +263,10 @@ func newPolicies(cfg LimitConfig, m *matcher) (policies, error) {
 		}
 		p.configured = append(p.configured, made)
 		p.names = append(p.names, from.Name)
+	}
+	var err error
+	if p.domains, err = newDomains(cfg.Descriptors, p.configured); err != nil {
+		problems = append(problems, err)
 	}
 	group := func(layer, plan string, only func(*policy) bool) *policyGroup {
 		g, tooMany := newPolicyGroup(p.configured, m.routes, func(c *policy, r *configured) bool {
@@ -380,6 +396,9 @@ func checkPolicy(p Policy, taken []string) error {
 	}
 	if slices.Contains(p.By, ByCheck) && (len(p.By) > 1 || len(p.Layers)+len(p.Routes)+len(p.Plans) > 0 || p.Shadow) {
 		return errors.New("it is for checks, which count by nothing else, select no requests and are always enforced")
+	}
+	if slices.Contains(p.By, ByDescriptor) && (len(p.By) > 1 || len(p.Layers)+len(p.Routes)+len(p.Plans) > 0) {
+		return errors.New("it is for descriptors, which count by nothing else and select no requests")
 	}
 	return checkRule(p.Rule)
 }

@@ -50,7 +50,7 @@ type route struct {
 
 // routeTable is every route that Sluice itself answers.
 func (s *Server) routeTable() []route {
-	return slices.Concat(s.edgeRoutes(), checkRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes(), oauthRoutes())
+	return slices.Concat(s.edgeRoutes(), checkRoutes(), gubernatorRoutes(), s.accountRoutes(), organizationRoutes(), s.oauthTokenRoutes(), oauthRoutes())
 }
 
 // edgeRoutes are the rows of this half: checks of health, documents, and the forward-auth check.

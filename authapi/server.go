@@ -52,6 +52,9 @@ type Server struct {
 	https       bool
 	draining    atomic.Bool
 	catchUps    atomic.Int64
+	resets      resetBudget
+	unmatched   unmatched
+	gubernator  *fasthttp.Server
 }
 
 // New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The
@@ -91,6 +94,7 @@ func New(cfg Config) (*Server, error) {
 	s.router = buildRouter(s.routeTable())
 	s.admission = newAdmission(s)
 	s.http = s.newHTTP()
+	s.gubernator = s.newGubernator()
 	s.startAccounts()
 	return s, nil
 }
@@ -134,7 +138,7 @@ func (s *Server) Serve(ln net.Listener) error {
 // workers. It is safe to call more than once.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.SetDraining()
-	err := errors.Join(s.admission.stop(), s.tunnels.close(ctx), s.http.ShutdownWithContext(ctx))
+	err := errors.Join(s.admission.stop(), s.tunnels.close(ctx), s.http.ShutdownWithContext(ctx), s.gubernator.ShutdownWithContext(ctx))
 	s.closeAccounts()
 	s.oauth.Load().close()
 	s.liveMu.Lock() // a change that comes later finds the server draining

@@ -112,11 +112,7 @@ func (c *call) takeShadow(cred *credential) {
 		d.charges[at] = limiter.Charge{Bucket: m.bucketOf(c.srv.limits, cred, &of), Rule: m.rule, Cost: d.charges[0].Cost}
 		outcome, wait := c.srv.limits.TryTake(d.charges[at:at+1], d.verdicts[at:at+1])
 		if wait {
-			select {
-			case s.queue <- shadowCharge{counters[m.index], d.charges[at]}:
-			default:
-				counters[m.index].undecided.Add(1)
-			}
+			s.later(counters[m.index], d.charges[at])
 			continue
 		}
 		counters[m.index].note(outcome)
@@ -125,6 +121,15 @@ func (c *call) takeShadow(cred *credential) {
 		}
 	}
 	d.subject = of.buf[:0]
+}
+
+// later leaves a decision that would have to wait to the workers.
+func (s *shadows) later(counter *shadowCounter, charge limiter.Charge) {
+	select {
+	case s.queue <- shadowCharge{counter, charge}:
+	default:
+		counter.undecided.Add(1)
+	}
 }
 
 func (n *shadowCounter) note(outcome limiter.Outcome) {

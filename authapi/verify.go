@@ -15,6 +15,7 @@ const (
 	dialectForwarded dialect = 1 // X-Forwarded-Method, -Uri, -Host
 	dialectNginx     dialect = 2 // X-Original-Method, X-Original-URL
 	dialectEnvoy     dialect = 3 // the check's own method, host and path
+	dialectDescribed dialect = 4 // call.asked, which came over another protocol
 )
 
 const (
@@ -50,6 +51,9 @@ type described struct {
 
 // describe reads the description in the route's dialect. From anybody but a trusted proxy there is none.
 func (c *call) describe() (d described) {
+	if c.route.verify == dialectDescribed {
+		return described{given: true, method: []byte(c.asked.Method), host: []byte(c.asked.Host), uri: []byte(c.asked.Path)}
+	}
 	if !c.client.trusted {
 		return d
 	}

@@ -17,7 +17,7 @@ import (
 // ownPaths belong to the API itself, which comes before the routes: a gateway route there would never be reached.
 var ownPaths = []string{
 	"/api/v1/auth", "/api/v1/organizations", "/api/v1/api-keys", "/api/v1/audit-logs", "/api/v1/limits", "/api/v1/health",
-	"/oauth2", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/livez", "/readyz", "/openapi.json", "/console",
+	"/oauth2", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/livez", "/readyz", "/openapi.json", "/console", "/v1/GetRateLimits",
 }
 
 // below reports whether p is prefix or in it, by whole segments.
