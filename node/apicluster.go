@@ -21,6 +21,9 @@ func (a *apiCluster) Propose(ctx context.Context, requestID [16]byte, cmd state.
 		cmd = c
 	}
 	result, err := n.proposer.propose(ctx, requestID, cmd)
+	if _, ok := cmd.(state.ResetBucket); ok && err == nil {
+		n.tellLimiter() // the next request here is the new generation's already
+	}
 	if err == nil && narrows(cmd, result) {
 		n.spread(ctx, result.Index)
 	}

@@ -52,6 +52,9 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 		Version: n.opts.version,
 		NodeID:  n.data.NodeID,
 
+		Members:  func() int { return len(n.members()) },
+		MayReset: n.mayReset,
+
 		PublicURL:      strings.TrimRight(c.PublicURL, "/"),
 		TrustedProxies: proxies,
 		Forwarded:      c.ForwardedHeader == "forwarded",
@@ -122,6 +125,13 @@ func (c *Config) apiLimits() (authapi.LimitConfig, error) {
 			return limit, fmt.Errorf("limits.policies[%d]: %w", i, err)
 		}
 		limit.Policies = append(limit.Policies, policy)
+	}
+	for _, d := range c.Limits.Descriptors {
+		rule := authapi.DescriptorRule{Domain: d.Domain, Policy: d.Policy, Unlimited: d.Unlimited}
+		for _, e := range d.Entries {
+			rule.Entries = append(rule.Entries, authapi.DescriptorEntry(e))
+		}
+		limit.Descriptors = append(limit.Descriptors, rule)
 	}
 	return limit, nil
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,13 +35,13 @@ type fileVersion struct {
 	size     int64
 }
 
-// openCertificates reads the pair for the first time.
-func openCertificates(certFile, keyFile string, log *slog.Logger) (*certificates, error) {
+// openCertificates reads the pair for the first time. key is the setting that names the certificate.
+func openCertificates(key, certFile, keyFile string, log *slog.Logger) (*certificates, error) {
 	c := &certificates{certFile: certFile, keyFile: keyFile, log: log}
 	c.seen = c.versions()
 	cert, err := loadCertificate(certFile, keyFile)
 	if err != nil {
-		return nil, fmt.Errorf("http.tls_cert: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	c.current.Store(cert)
 	c.warnIfEnded()
@@ -99,6 +100,14 @@ func (c *certificates) warnIfEnded() {
 	}
 }
 
+// expiry is when the certificate in use ends, in Unix seconds; 0 without one.
+func (c *certificates) expiry() float64 {
+	if c == nil {
+		return 0
+	}
+	return float64(c.current.Load().Leaf.NotAfter.Unix())
+}
+
 // watch reloads what changes until ctx ends.
 func (c *certificates) watch(ctx context.Context) {
 	ticker := time.NewTicker(certificateEvery)
@@ -124,11 +133,42 @@ func (c *certificates) config() *tls.Config {
 	}
 }
 
-// ReloadCertificate reads the public listener's certificate again. It does nothing without TLS. The error, which is logged
-// too, says why the one in use stays.
-func (n *Node) ReloadCertificate() error {
-	if n.certificates == nil {
-		return nil
+// grpcTLS is TLS as the listener for gRPC speaks it. clients "" asks callers for no certificate.
+func (c *certificates) grpcTLS(clients string) (*tls.Config, error) {
+	config := c.config()
+	config.NextProtos = []string{"h2"}
+	if clients == "" {
+		return config, nil
 	}
-	return n.certificates.reload(true)
+	pool, err := loadPool(clients)
+	if err != nil {
+		return nil, fmt.Errorf("grpc.client_ca: %w", err)
+	}
+	config.ClientCAs, config.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	return config, nil
+}
+
+// loadPool reads the certificates of authorities.
+func loadPool(path string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
+// ReloadCertificate reads the certificates of the public listener and of that for gRPC again. It does nothing without TLS. The
+// error, which is logged too, says why the one in use stays.
+func (n *Node) ReloadCertificate() error {
+	var problems []error
+	for _, c := range []*certificates{n.certificates, n.grpcCertificates} {
+		if c != nil {
+			problems = append(problems, c.reload(true))
+		}
+	}
+	return errors.Join(problems...)
 }

@@ -25,11 +25,15 @@ type Config struct {
 	// to take it in.
 	Join []string `toml:"join"`
 
-	HTTP    HTTPConfig            `toml:"http"`
-	CORS    CORSConfig            `toml:"cors"`
-	Peer    PeerConfig            `toml:"peer"`
-	Gossip  GossipConfig          `toml:"gossip"`
-	Admin   AdminConfig           `toml:"admin"`
+	HTTP   HTTPConfig   `toml:"http"`
+	CORS   CORSConfig   `toml:"cors"`
+	Peer   PeerConfig   `toml:"peer"`
+	Gossip GossipConfig `toml:"gossip"`
+	Admin  AdminConfig  `toml:"admin"`
+	GRPC   GRPCConfig   `toml:"grpc"`
+
+	Gubernator GubernatorConfig `toml:"gubernator"`
+
 	Secrets SecretsConfig         `toml:"secrets"`
 	Log     LogConfig             `toml:"log"`
 	Raft    RaftConfig            `toml:"raft"`
@@ -110,6 +114,49 @@ type AdminConfig struct {
 	Token     Secret `toml:"token"`
 }
 
+// GRPCConfig is the listener for proxies and services that ask over gRPC: Envoy's rate limits and authorization, and
+// Gubernator's API. Who may call is believed.
+type GRPCConfig struct {
+	Listen   string `toml:"listen"`    // "": off
+	TLSCert  string `toml:"tls_cert"`  // PEM, with the chain; "" with TLSKey: plain HTTP/2
+	TLSKey   string `toml:"tls_key"`   // PEM
+	ClientCA string `toml:"client_ca"` // PEM; callers need a certificate of one of these. "": none
+	// From a file or the value itself, never both; neither: callers need no token.
+	TokenFile       string `toml:"token_file"`
+	Token           Secret `toml:"token"`
+	MaxConns        int    `toml:"max_connections"`
+	MaxStreams      int    `toml:"max_streams"`      // calls at once of one connection
+	ResponseHeaders bool   `toml:"response_headers"` // the rate-limit service tells Envoy the limit headers
+}
+
+// BearerToken is the token as callers present it, "" where none is configured. It reads the file that the configuration
+// names.
+func (c GRPCConfig) BearerToken() (string, error) {
+	if c.Token == "" && c.TokenFile == "" {
+		return "", nil
+	}
+	return readSecretText("grpc.token", c.Token, c.TokenFile)
+}
+
+// GubernatorConfig is the listener for Gubernator's clients that speak HTTP and have no key.
+type GubernatorConfig struct {
+	Listen string `toml:"listen"` // "": off
+}
+
+// DescriptorConfig is one [[limits.descriptors]] entry: which policy counts descriptors of Envoy's rate-limit service.
+type DescriptorConfig struct {
+	Domain    string                  `toml:"domain"`
+	Entries   []DescriptorEntryConfig `toml:"entries"`
+	Policy    string                  `toml:"policy"`
+	Unlimited bool                    `toml:"unlimited"` // in place of a policy
+}
+
+// DescriptorEntryConfig is a part of a descriptor. Value "" stands for any, and one with a star at its end for a beginning.
+type DescriptorEntryConfig struct {
+	Key   string `toml:"key"`
+	Value string `toml:"value"`
+}
+
 // SecretsConfig says where the two secrets come from; a file or the value itself (by environment), never both.
 type SecretsConfig struct {
 	ClusterFile string `toml:"cluster_file"` // the cluster secret: who holds it is a peer
@@ -144,7 +191,7 @@ type RuleConfig struct {
 // PolicyConfig is one [[limits.policies]] entry: a limit on top of the layers' own.
 type PolicyConfig struct {
 	Name   string   `toml:"name"`
-	By     []string `toml:"by"`     // "address", "key", "user", "organization", "route"
+	By     []string `toml:"by"`     // "address", "key", "user", "organization", "route"; "check" or "descriptor" alone
 	Layers []string `toml:"layers"` // "anonymous", "api_key", "user"; empty: all
 	Routes []string `toml:"routes"` // names of [[routes]]; empty: all requests
 	Plans  []string `toml:"plans"`  // names of [plans], or "none"; empty: all
@@ -154,17 +201,18 @@ type PolicyConfig struct {
 
 // LimitsConfig holds the policies by layer and the ledger's settings.
 type LimitsConfig struct {
-	Anonymous    RuleConfig     `toml:"anonymous"`
-	APIKey       RuleConfig     `toml:"api_key"`
-	User         RuleConfig     `toml:"user"`
-	Documents    RuleConfig     `toml:"documents"`
-	Policies     []PolicyConfig `toml:"policies"`
-	OnIsolation  string         `toml:"on_isolation"` // "strict" (default) or "available"
-	MaxClockSkew Duration       `toml:"max_clock_skew"`
-	Lease        Duration       `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
-	DeadAfter    Duration       `toml:"dead_after"` // a node silent for so long loses its share
-	MaxBuckets   int            `toml:"max_buckets"`
-	DebugHeader  bool           `toml:"debug_header"` // responses say whether their decision waited for a message
+	Anonymous    RuleConfig         `toml:"anonymous"`
+	APIKey       RuleConfig         `toml:"api_key"`
+	User         RuleConfig         `toml:"user"`
+	Documents    RuleConfig         `toml:"documents"`
+	Policies     []PolicyConfig     `toml:"policies"`
+	Descriptors  []DescriptorConfig `toml:"descriptors"`
+	OnIsolation  string             `toml:"on_isolation"` // "strict" (default) or "available"
+	MaxClockSkew Duration           `toml:"max_clock_skew"`
+	Lease        Duration           `toml:"lease"`      // how far ahead of the leader's clock the horizon is set
+	DeadAfter    Duration           `toml:"dead_after"` // a node silent for so long loses its share
+	MaxBuckets   int                `toml:"max_buckets"`
+	DebugHeader  bool               `toml:"debug_header"` // responses say whether their decision waited for a message
 }
 
 // AuthConfig steers tokens, sessions and passwords.

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"sluice/authapi"
+	"sluice/authapi/grpcapi"
 )
 
 // DefaultConfig is the configuration of an empty file. It is not complete: a node also needs its two secrets and either
@@ -38,6 +39,7 @@ func DefaultConfig() Config {
 		Peer:   PeerConfig{Listen: ":7100"},
 		Gossip: GossipConfig{Listen: ":7101"},
 		Admin:  AdminConfig{Listen: "127.0.0.1:7102"},
+		GRPC:   GRPCConfig{MaxConns: grpcapi.DefaultMaxConns, MaxStreams: grpcapi.DefaultMaxStreams, ResponseHeaders: true},
 		Log:    LogConfig{Level: "info", Format: "json"},
 		Raft: RaftConfig{
 			HeartbeatTimeout:  Duration(time.Second),
@@ -52,6 +54,7 @@ func DefaultConfig() Config {
 			User:         perMinute(100),
 			Documents:    perMinute(600),
 			Policies:     []PolicyConfig{},
+			Descriptors:  []DescriptorConfig{},
 			OnIsolation:  "strict",
 			MaxClockSkew: Duration(time.Second),
 			Lease:        Duration(10 * time.Second),

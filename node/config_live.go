@@ -29,6 +29,7 @@ var liveSections = []liveSection{
 	{"limits.documents", func(c, d *Config) { c.Limits.Documents = d.Limits.Documents }},
 	{"plans", func(c, d *Config) { c.Plans = d.Plans }},
 	{"limits.policies", func(c, d *Config) { c.Limits.Policies = d.Limits.Policies }},
+	{"limits.descriptors", func(c, d *Config) { c.Limits.Descriptors = d.Limits.Descriptors }},
 	{"routes", func(c, d *Config) { c.Routes = d.Routes }},
 	{"scopes.resources", func(c, d *Config) { c.Scopes.Resources = d.Scopes.Resources }},
 	{"oauth.redirect_uris", func(c, d *Config) { c.OAuth.RedirectURIs = d.OAuth.RedirectURIs }},

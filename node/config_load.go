@@ -283,6 +283,7 @@ func (c *Config) resolve(path string) error {
 	paths := map[string]*string{
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
 		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
+		"grpc.tls_cert": &c.GRPC.TLSCert, "grpc.tls_key": &c.GRPC.TLSKey, "grpc.client_ca": &c.GRPC.ClientCA, "grpc.token_file": &c.GRPC.TokenFile,
 	}
 	for i := range c.Routes {
 		paths[fmt.Sprintf("routes[%d].upstream_ca_file", i)] = &c.Routes[i].UpstreamCAFile
@@ -377,6 +378,11 @@ func (c *Config) fillEntries() {
 			p.Algorithm = "sliding_window"
 		}
 		p.fillBurst()
+	}
+	for i := range c.Limits.Descriptors {
+		if d := &c.Limits.Descriptors[i]; d.Entries == nil {
+			d.Entries = []DescriptorEntryConfig{}
+		}
 	}
 	for _, r := range []*RuleConfig{&c.Limits.Anonymous, &c.Limits.APIKey, &c.Limits.User, &c.Limits.Documents} {
 		r.fillBurst()

@@ -50,6 +50,7 @@ func (c Config) Notes() []string {
 		notes = append(notes, fmt.Sprintf("%s is configured and public_url is not: callbacks will be of http and the name that each client used",
 			on[0].key))
 	}
+	notes = append(notes, c.openNotes()...)
 	if c.Limits.OnIsolation != "available" {
 		return notes
 	}
@@ -93,10 +94,11 @@ const maxPolicies = 64
 
 // What a policy may count by and which layers it may name, in the words of the configuration.
 var (
-	policyDimensions = []string{"address", "key", "user", "organization", "route", "check"}
+	policyDimensions = []string{"address", "key", "user", "organization", "route", "check", "descriptor"}
 	policyLayers     = []string{"anonymous", "api_key", "user"}
-	// policyNames are those of the layers' own policies and of checks; names that begin with guardPrefix are of the guard of sign-ins.
-	policyNames = []string{"anonymous", "api_key", "user", "documents", "check"}
+	// policyNames are those of the layers' own policies, and of what brings its limit along; names that begin with guardPrefix are of
+	// the guard of sign-ins.
+	policyNames = []string{"anonymous", "api_key", "user", "documents", "check", "descriptor", "gubernator"}
 )
 
 // policies checks limits.policies but for the rules themselves.
@@ -110,6 +112,7 @@ func (v *validator) policies() {
 	for i := range all {
 		v.policy(i)
 	}
+	v.descriptors()
 	if len(v.mistakes) > before {
 		return
 	}
@@ -177,19 +180,25 @@ func (v *validator) words(key string, list, known []string) {
 // policyReach finds what keeps a policy, or one of the layers that it names, from ever counting a request.
 func (v *validator) policyReach(key string, p PolicyConfig, routes bool) {
 	by := func(d string) bool { return slices.Contains(p.By, d) }
-	if by("check") {
+	if by("check") || by("descriptor") {
+		what := "checks"
 		switch {
-		case len(p.By) > 1:
+		case by("check") && len(p.By) > 1:
 			v.fail(key+".by", "check stands alone: a check has a key of its own, and nothing else that a request has")
-		case p.Shadow:
+		case by("descriptor") && len(p.By) > 1:
+			v.fail(key+".by", "descriptor stands alone: its entries are all that a descriptor has")
+		case by("check") && p.Shadow:
 			v.fail(key+".shadow", "means nothing to a policy for checks")
+		}
+		if by("descriptor") {
+			what = "descriptors"
 		}
 		for _, list := range []struct {
 			name string
 			set  bool
 		}{{"layers", len(p.Layers) > 0}, {"routes", len(p.Routes) > 0}, {"plans", len(p.Plans) > 0}} {
 			if list.set {
-				v.fail(key+"."+list.name, "means nothing to a policy for checks, which counts no requests")
+				v.fail(key+"."+list.name, "means nothing to a policy for %s, which counts no requests", what)
 			}
 		}
 		return

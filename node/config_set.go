@@ -291,7 +291,7 @@ func fieldNames(t reflect.Type) []string {
 	return names
 }
 
-// variableNames are the names of all variables but for those inside of plans, policies and routes, which have no end.
+// variableNames are the names of all variables but for those inside of plans, policies, descriptors and routes, which have no end.
 func variableNames() []string {
 	var names []string
 	var walk func(t reflect.Type, key string)

@@ -412,7 +412,7 @@ rules = [{ methods = ["*"] }]
 		t.Errorf("the list by environment: %v %+v", err, cfg.Limits.Policies)
 	}
 	_, err = LoadConfig(write(t, text), append(secretVariables(), `SLUICE_LIMITS__POLICIES=[{ name = "x", by = ["keyy"], limit = 3, window = "1h" }]`))
-	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, check, not \"keyy\": did you mean key?") {
+	if err == nil || !strings.Contains(err.Error(), "SLUICE_LIMITS__POLICIES: limits.policies[0].by[0]: want one of address, key, user, organization, route, check, descriptor, not \"keyy\": did you mean key?") {
 		t.Errorf("a mistake in the environment: %v", err)
 	}
 }

@@ -28,6 +28,7 @@ func (c *Config) mistakes() []Mistake {
 	v.identity()
 	v.members()
 	v.listeners()
+	v.grpc()
 	v.secrets()
 	v.raft()
 	v.limits()
@@ -201,9 +202,11 @@ func (v *validator) members() {
 func (v *validator) listeners() {
 	c := v.c
 	type listener struct{ key, address string }
-	listeners := []listener{{"http.listen", c.HTTP.Listen}, {"peer.listen", c.Peer.Listen}, {"gossip.listen", c.Gossip.Listen}, {"admin.listen", c.Admin.Listen}}
+	listeners := []listener{{"http.listen", c.HTTP.Listen}, {"peer.listen", c.Peer.Listen}, {"gossip.listen", c.Gossip.Listen}, {"admin.listen", c.Admin.Listen},
+		{"grpc.listen", c.GRPC.Listen}, {"gubernator.listen", c.Gubernator.Listen}}
+	optional := []string{"admin.listen", "grpc.listen", "gubernator.listen"}
 	for i, l := range listeners {
-		if l.address == "" && l.key == "admin.listen" {
+		if l.address == "" && slices.Contains(optional, l.key) {
 			continue
 		}
 		if problem := addressProblem(l.address, true); problem != "" {
@@ -232,17 +235,23 @@ func (v *validator) listeners() {
 	v.between("http.drain_delay", c.HTTP.DrainDelay, 0, Duration(5*time.Minute))
 	v.between("http.drain_timeout", c.HTTP.DrainTimeout, 0, Duration(5*time.Minute))
 	v.count("http.max_connections", int64(c.HTTP.MaxConns), 1, 1<<20)
-	switch cert, key := c.HTTP.TLSCert, c.HTTP.TLSKey; {
+	v.certificate("http", c.HTTP.TLSCert, c.HTTP.TLSKey)
+	v.count("http.max_connections_per_address", int64(c.HTTP.MaxConnsPerIP), 1, 1<<20)
+}
+
+// certificate checks a listener's pair of tls_cert and tls_key.
+func (v *validator) certificate(listener, cert, key string) {
+	certKey, keyKey := listener+".tls_cert", listener+".tls_key"
+	switch {
 	case cert != "" && key == "":
-		v.fail("http.tls_key", "is missing: %s is set", v.also("http.tls_cert"))
+		v.fail(keyKey, "is missing: %s is set", v.also(certKey))
 	case cert == "" && key != "":
-		v.fail("http.tls_cert", "is missing: %s is set", v.also("http.tls_key"))
+		v.fail(certKey, "is missing: %s is set", v.also(keyKey))
 	case cert != "":
 		if _, err := loadCertificate(cert, key); err != nil {
-			v.fail("http.tls_cert", "%v", err)
+			v.fail(certKey, "%v", err)
 		}
 	}
-	v.count("http.max_connections_per_address", int64(c.HTTP.MaxConnsPerIP), 1, 1<<20)
 }
 
 // addressProblem says what is wrong with a host:port, "" where nothing is. Only what is listened on may lack a host,
@@ -325,9 +334,16 @@ func (v *validator) secrets() {
 	}
 	cluster := read("secrets.cluster", s.Cluster, s.ClusterFile)
 	key := read("secrets.key", s.Key, s.KeyFile)
-	if a := v.c.Admin; a.Token != "" || a.TokenFile != "" {
-		if token := read("admin.token", a.Token, a.TokenFile); token != nil && (string(token) == string(cluster) || string(token) == string(key)) {
-			v.fail("admin.token_file", "is the same secret as one of [secrets]: it is sent over the network, and those never are")
+	for _, t := range []struct {
+		key   string
+		value Secret
+		file  string
+	}{{"admin.token", v.c.Admin.Token, v.c.Admin.TokenFile}, {"grpc.token", v.c.GRPC.Token, v.c.GRPC.TokenFile}} {
+		if t.value == "" && t.file == "" {
+			continue
+		}
+		if token := read(t.key, t.value, t.file); token != nil && (string(token) == string(cluster) || string(token) == string(key)) {
+			v.fail(t.key+"_file", "is the same secret as one of [secrets]: it is sent over the network, and those never are")
 		}
 	}
 	if cluster != nil && string(cluster) == string(key) {

@@ -214,10 +214,7 @@ var metrics = []metric{
 		return float64(s.n.api.Connections().Refused)
 	})},
 	{"sluice_http_certificate_expiry_timestamp_seconds", kindGauge, "When the public listener's certificate ends, in Unix time; 0 without TLS.", one(func(s *scrape) float64 {
-		if c := s.n.certificates; c != nil {
-			return float64(c.current.Load().Leaf.NotAfter.Unix())
-		}
-		return 0
+		return s.n.certificates.expiry()
 	})},
 	{"sluice_http_certificate_failing", kindGauge, "Whether its files hold no pair that could be loaded, so that an older one is in use.", one(func(s *scrape) float64 {
 		return flag(s.n.certificates != nil && s.n.certificates.failing.Load())
@@ -257,10 +254,30 @@ var metrics = []metric{
 		}
 	}},
 
+	{"sluice_grpc_calls_total", kindCounter, "Calls over gRPC by method and code, where that is on.", func(s *scrape, out *samples) {
+		if s.n.grpc == nil {
+			return
+		}
+		for _, c := range s.n.grpc.Calls() {
+			out.add("", fmt.Sprintf("method=%q,code=%q", c.Method, c.Code), float64(c.Count))
+		}
+	}},
+	{"sluice_grpc_certificate_expiry_timestamp_seconds", kindGauge, "When the certificate of the listener for gRPC ends, in Unix time; 0 without TLS.", one(func(s *scrape) float64 {
+		return s.n.grpcCertificates.expiry()
+	})},
+	{"sluice_grpc_certificate_failing", kindGauge, "Whether its files hold no pair that could be loaded, so that an older one is in use.", one(func(s *scrape) float64 {
+		return flag(s.n.grpcCertificates != nil && s.n.grpcCertificates.failing.Load())
+	})},
+
 	{"sluice_limit_decisions_total", kindCounter, "Decisions by policy; a request that several policies refuse counts for each.", func(s *scrape, out *samples) {
 		for _, d := range s.n.api.Decisions() {
 			out.outcomes(d.Policy, d.Admitted, d.Refused, d.Undecided)
 		}
+	}},
+	{"sluice_limit_descriptors_unmatched_total", kindCounter, "Descriptors of Envoy's rate-limit service that passed since no rule counts them.", func(s *scrape, out *samples) {
+		domain, entries := s.n.api.UnmatchedDescriptors()
+		out.add("", `reason="domain"`, float64(domain))
+		out.add("", `reason="entries"`, float64(entries))
 	}},
 	{"sluice_limit_shadow_decisions_total", kindCounter, "What shadow policies would have decided.", func(s *scrape, out *samples) {
 		for _, d := range s.n.api.ShadowCounts() {

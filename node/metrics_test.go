@@ -117,6 +117,7 @@ func TestMetrics_AsDocumented(t *testing.T) {
 			Timeout: node.Duration(time.Second), IdleTimeout: node.Duration(time.Second), EjectTime: node.Duration(time.Second),
 			WebSocketIdle: node.Duration(time.Second), MaxBodyBytes: 1, MaxRequests: 1, MaxFails: 1, MaxWebSockets: 1, Rules: []node.RouteRuleConfig{{Methods: []string{"*"}, Anonymous: true, Cost: 1}},
 		}}
+		cfg.GRPC.Listen = "127.0.0.1:0"
 		cfg.Limits.Policies = []node.PolicyConfig{
 			{Name: "second", By: []string{"address"}, RuleConfig: node.RuleConfig{Limit: 100, Window: node.Duration(time.Second), Algorithm: "fixed_window"}},
 			{Name: "trial", By: []string{"address"}, RuleConfig: node.RuleConfig{Limit: 2, Window: node.Duration(time.Hour), Algorithm: "fixed_window"}, Shadow: true},

@@ -4,7 +4,7 @@ package node
 //
 //  1. Secrets and data directory: nothing else may touch the disk before the lock is held.
 //  2. Replicated state from the disk.
-//  3. Listeners: gossip, peers, admin, public. All addresses are known from here on, and whoever asks gets an answer: the
+//  3. Listeners: gossip, peers, gRPC, admin, public. All addresses are known from here on, and whoever asks gets an answer: the
 //     public API says 503 until the node is ready, peers get this node's hello, which the formation needs.
 //  4. The cluster is formed, joined or found again, however long that takes.
 //  5. Raft, then gossip, which goes by Raft's members; then what rests on both: freshness probes and the leader's work.
@@ -13,7 +13,7 @@ package node
 // Order of the stop (Drain, then Close):
 //
 //  1. Readiness goes, so that load balancers look elsewhere; drain_delay lets them notice.
-//  2. The public listener closes and requests in flight are finished; all of the node still works for them.
+//  2. The listeners for clients close and requests in flight are finished; all of the node still works for them.
 //  3. Leadership is handed over, before Raft stops, so that writes elsewhere do not wait for an election.
 //  4. Gossip says goodbye. The node stays in the Raft configuration: it is expected back.
 //  5. The probes stop and the peers' connections are cut: Raft must not wait for a peer that does not answer. Then Raft
@@ -37,6 +37,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sluice/authapi"
+	"sluice/authapi/grpcapi"
 	"sluice/limiter"
 	"sluice/raftfsm"
 	"sluice/raftfsm/state"
@@ -64,13 +65,16 @@ type Node struct {
 	admin     *adminServer
 	limits    limits
 	settings  settings
-	// certificates is the public listener's; nil for plain HTTP.
-	certificates *certificates
-	proposer     *proposer
-	freshness    *freshness
-	barriers     *barriers
-	former       *former
-	joiner       *joiner
+	// certificates is the public listener's, grpcCertificates that of the listener for gRPC; nil for plain HTTP.
+	certificates, grpcCertificates *certificates
+	// grpc answers on grpcListener; both are nil where that is off, as is the other where that is.
+	grpc                             *grpcapi.Server
+	grpcListener, gubernatorListener net.Listener
+	proposer                         *proposer
+	freshness                        *freshness
+	barriers                         *barriers
+	former                           *former
+	joiner                           *joiner
 
 	peerAddress string
 	httpAddress net.Addr
@@ -242,13 +246,16 @@ func (n *Node) listen() error {
 		return err
 	}
 	if h := n.cfg.HTTP; h.TLSCert != "" {
-		if n.certificates, err = openCertificates(h.TLSCert, h.TLSKey, n.log.With("component", "tls")); err != nil {
+		if n.certificates, err = openCertificates("http.tls_cert", h.TLSCert, h.TLSKey, n.log.With("component", "tls")); err != nil {
 			return err
 		}
 		config.TLS = n.certificates.config()
 		n.wg.Go(func() { n.certificates.watch(n.ctx) })
 	}
 	if n.api, err = authapi.New(config); err != nil {
+		return err
+	}
+	if err := n.listenGRPC(); err != nil { // before the admin listener, whose metrics tell of it
 		return err
 	}
 	if n.cfg.Admin.Listen != "" || n.opts.admin != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 )
 
@@ -46,6 +47,9 @@ func (n *Node) stopServing(ctx context.Context) error {
 		n.draining.Store(true)
 		n.log.Info("draining")
 		n.api.SetDraining()
+		if n.grpc != nil {
+			n.grpc.SetDraining()
+		}
 		if delay := time.Duration(n.cfg.HTTP.DrainDelay); delay > 0 {
 			select {
 			case <-time.After(delay):
@@ -65,7 +69,7 @@ func (n *Node) shutdownAPI(ctx context.Context) error {
 		if n.api == nil {
 			return
 		}
-		n.apiErr = n.api.Shutdown(ctx)
+		n.apiErr = n.shutdownClients(ctx)
 	})
 	return n.apiErr
 }
@@ -94,6 +98,11 @@ func (n *Node) Close() error {
 		}
 		if n.httpAddress != nil {
 			n.opts.http.Close() // where Serve had not begun yet
+		}
+		for _, ln := range []net.Listener{n.grpcListener, n.gubernatorListener} {
+			if ln != nil {
+				ln.Close() // as above
+			}
 		}
 		if n.admin != nil {
 			add("close admin listener", n.admin.http.Close())

@@ -365,3 +365,28 @@ func TestNew_DescriptorRules(t *testing.T) {
 		}
 	}
 }
+
+// Policies and rules for descriptors change while the server runs; what was spent stays spent.
+func TestShouldRateLimit_ChangesLive(t *testing.T) {
+	t.Parallel()
+	s := newService(t, edgeDomain)
+	search := descriptor("path", "/search")
+	s.ask(4, search)
+	live := authapi.LiveConfig{Limit: authapi.LimitConfig{
+		Policies:    []authapi.Policy{descriptorPolicy("search", 9, 3600)},
+		Descriptors: []authapi.DescriptorRule{{Domain: "edge", Entries: entries("path", ""), Policy: "search"}},
+	}}
+	if err := s.api.SetLive(live); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.ask(0, search).GetStatuses()[0]; st.GetCurrentLimit().GetRequestsPerUnit() != 9 || st.GetLimitRemaining() != 4 {
+		t.Errorf("afterwards: %v, want 5 of 9 spent", st)
+	}
+	if st := s.ask(0, descriptor("remote_address", "192.0.2.1")).GetStatuses()[0]; st.GetCurrentLimit() != nil {
+		t.Errorf("a rule that is gone: %v", st)
+	}
+	live.Limit.Descriptors[0].Policy = "other"
+	if err := s.api.SetLive(live); err == nil || !strings.Contains(err.Error(), "descriptor 1") {
+		t.Errorf("a policy that is not there: %v", err)
+	}
+}
