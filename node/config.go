@@ -37,6 +37,7 @@ type Config struct {
 	Secrets SecretsConfig         `toml:"secrets"`
 	Log     LogConfig             `toml:"log"`
 	Raft    RaftConfig            `toml:"raft"`
+	Backup  BackupConfig          `toml:"backup"`
 	Limits  LimitsConfig          `toml:"limits"`
 	Auth    AuthConfig            `toml:"auth"`
 	OAuth   OAuthConfig           `toml:"oauth"`
@@ -178,6 +179,14 @@ type RaftConfig struct {
 	SnapshotThreshold uint64   `toml:"snapshot_threshold"`
 	SnapshotInterval  Duration `toml:"snapshot_interval"`
 	TrailingLogs      uint64   `toml:"trailing_logs"`
+}
+
+// BackupConfig is the schedule of this node's backups, and whom all its backups are encrypted for.
+type BackupConfig struct {
+	Dir      string   `toml:"dir"` // "": none by itself
+	Interval Duration `toml:"interval"`
+	Keep     int      `toml:"keep"`     // of this node's in Dir
+	KeyFile  string   `toml:"key_file"` // age keys; "": not encrypted
 }
 
 // RuleConfig is one limit.

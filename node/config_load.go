@@ -284,6 +284,7 @@ func (c *Config) resolve(path string) error {
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
 		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 		"grpc.tls_cert": &c.GRPC.TLSCert, "grpc.tls_key": &c.GRPC.TLSKey, "grpc.client_ca": &c.GRPC.ClientCA, "grpc.token_file": &c.GRPC.TokenFile,
+		"backup.dir": &c.Backup.Dir, "backup.key_file": &c.Backup.KeyFile,
 	}
 	for i := range c.Routes {
 		paths[fmt.Sprintf("routes[%d].upstream_ca_file", i)] = &c.Routes[i].UpstreamCAFile

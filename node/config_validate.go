@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -31,6 +32,7 @@ func (c *Config) mistakes() []Mistake {
 	v.grpc()
 	v.secrets()
 	v.raft()
+	v.backup()
 	v.limits()
 	v.auth()
 	v.oauth()
@@ -366,6 +368,24 @@ func (v *validator) raft() {
 		v.fail("raft.trailing_logs", "%d is less than twice %s, which is %d: an unreadable snapshot could then not be made up for by the one before",
 			r.TrailingLogs, v.also("raft.snapshot_threshold"), r.SnapshotThreshold)
 	}
+}
+
+func (v *validator) backup() {
+	b := v.c.Backup
+	v.between("backup.interval", b.Interval, Duration(time.Minute), 366*day)
+	v.count("backup.keep", int64(b.Keep), 1, 10_000)
+	if b.Dir != "" && within(b.Dir, v.c.DataDir) {
+		v.fail("backup.dir", "is inside %s: a backup that goes with the data is none", v.also("data_dir"))
+	}
+	if _, err := b.recipients(); err != nil {
+		v.fail("backup.key_file", "%v", err)
+	}
+}
+
+// within reports whether path is dir or below it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, ".."+string(filepath.Separator))
 }
 
 const (

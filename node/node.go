@@ -73,6 +73,7 @@ type Node struct {
 	proposer                         *proposer
 	freshness                        *freshness
 	barriers                         *barriers
+	backingUp                        chan struct{} // one element for each backup being written
 	former                           *former
 	joiner                           *joiner
 
@@ -119,7 +120,7 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
 		book: newAddressBook(), clocks: newClocks(o.clock),
-		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)},
+		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: make(chan struct{}, maxBackups),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.limits.now = o.clock

@@ -146,30 +146,8 @@ func fill(db *badger.DB, r *snapshotReader) error {
 // CheckSnapshot reads a whole snapshot and reports whether Restore would take it, cluster aside. A tool that keeps or
 // brings back a snapshot calls it first. Errors: ErrSnapshot.
 func CheckSnapshot(source io.Reader) error {
-	r, err := newSnapshotReader(source)
-	if err != nil {
-		return err
-	}
-	var at applied
-	for {
-		key, value, err := r.next()
-		if errors.Is(err, errEnd) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if err := checkRecord(key, value); err != nil {
-			return err
-		}
-		if string(key) == string(keyApplied) {
-			at, _ = decodeApplied(value)
-		}
-	}
-	if at.index != r.header.Index || at.term != r.header.Term {
-		return fmt.Errorf("%w: header and records disagree", ErrSnapshot)
-	}
-	return nil
+	_, err := InspectSnapshot(source)
+	return err
 }
 
 // checkRecord finds out whether this version can read a record. A snapshot of a newer version is refused here, and not

@@ -103,44 +103,63 @@ func (s *snapshot) Release() {
 	s.handle.release()
 }
 
-func writeSnapshot(txn *badger.Txn, sink io.Writer) error {
-	digest := sha256.New()
-	buffered := bufio.NewWriterSize(sink, 64<<10)
-	w := io.MultiWriter(buffered, digest)
+// snapshotWriter writes the format; the caller gives records in key order.
+type snapshotWriter struct {
+	buffered *bufio.Writer
+	digest   hash.Hash
+	both     io.Writer
+	data     []byte
+	count    uint64
+}
 
+func newSnapshotWriter(sink io.Writer, header SnapshotHeader) (*snapshotWriter, error) {
+	w := &snapshotWriter{buffered: bufio.NewWriterSize(sink, 64<<10), digest: sha256.New()}
+	w.both = io.MultiWriter(w.buffered, w.digest)
+	w.data = append([]byte(snapshotMagic), 0, snapshotVersion)
+	w.data = binary.BigEndian.AppendUint64(w.data, header.Index)
+	w.data = binary.BigEndian.AppendUint64(w.data, header.Term)
+	w.data = append(w.data, byte(len(header.ClusterID)))
+	w.data = append(w.data, header.ClusterID...)
+	_, err := w.both.Write(w.data)
+	return w, err
+}
+
+// record writes one record.
+func (w *snapshotWriter) record(key, value []byte) error {
+	w.count++
+	w.data = append(w.data[:0], 1)
+	w.data = binary.BigEndian.AppendUint16(w.data, uint16(len(key)))
+	w.data = append(w.data, key...)
+	w.data = binary.BigEndian.AppendUint32(w.data, uint32(len(value)))
+	w.data = append(w.data, value...)
+	_, err := w.both.Write(w.data)
+	return err
+}
+
+// end writes number and checksum.
+func (w *snapshotWriter) end() error {
+	if _, err := w.both.Write(binary.BigEndian.AppendUint64([]byte{0}, w.count)); err != nil {
+		return err
+	}
+	if _, err := w.buffered.Write(w.digest.Sum(nil)); err != nil {
+		return err
+	}
+	return w.buffered.Flush()
+}
+
+func writeSnapshot(txn *badger.Txn, sink io.Writer) error {
 	header, err := headerOf(txn)
 	if err != nil {
 		return err
 	}
-	data := append([]byte(snapshotMagic), 0, snapshotVersion)
-	data = binary.BigEndian.AppendUint64(data, header.Index)
-	data = binary.BigEndian.AppendUint64(data, header.Term)
-	data = append(data, byte(len(header.ClusterID)))
-	data = append(data, header.ClusterID...)
-	if _, err := w.Write(data); err != nil {
-		return err
-	}
-	var count uint64
-	err = eachRecord(txn, func(key, value []byte) error {
-		count++
-		data = append(data[:0], 1)
-		data = binary.BigEndian.AppendUint16(data, uint16(len(key)))
-		data = append(data, key...)
-		data = binary.BigEndian.AppendUint32(data, uint32(len(value)))
-		data = append(data, value...)
-		_, err := w.Write(data)
-		return err
-	})
+	w, err := newSnapshotWriter(sink, header)
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(binary.BigEndian.AppendUint64([]byte{0}, count)); err != nil {
+	if err := eachRecord(txn, w.record); err != nil {
 		return err
 	}
-	if _, err := buffered.Write(digest.Sum(nil)); err != nil {
-		return err
-	}
-	return buffered.Flush()
+	return w.end()
 }
 
 func headerOf(txn *badger.Txn) (SnapshotHeader, error) {

@@ -136,16 +136,40 @@ func (c *adminClient) put(ctx context.Context, path string, in, out any) error {
 	return c.call(ctx, http.MethodPut, path, body, out)
 }
 
-// call is one exchange. What the node refuses is a *node.AdminProblem; wrong input among it is wrong usage,
+// call is one exchange of JSON. What the node refuses is a *node.AdminProblem; wrong input among it is wrong usage,
 // and mistakes with their places are a *node.ConfigError.
 func (c *adminClient) call(ctx context.Context, method, path string, body []byte, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	kind := ""
+	if body != nil {
+		kind = "application/json"
+	}
+	answer, err := c.send(ctx, method, path, kind, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	text, err := io.ReadAll(io.LimitReader(answer, maxAdminAnswer+1))
+	if err == nil && len(text) > maxAdminAnswer {
+		err = errors.New("the answer is too large")
+	}
 	if err != nil {
 		return fmt.Errorf("call %s: %w", c.base, err)
 	}
-	req.Header.Set("Accept", "application/json")
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("call %s: not an answer of a node: %w", c.base, err)
+	}
+	return nil
+}
+
+// send sends a body of some kind, "" for none, and returns that of a good answer. Errors are as call's.
+func (c *adminClient) send(ctx context.Context, method, path, kind string, body io.Reader) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("call %s: %w", c.base, err)
+	}
+	req.Header.Set("Accept", "application/json, application/octet-stream, application/x-ndjson")
+	if kind != "" {
+		req.Header.Set("Content-Type", kind)
 	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
@@ -161,37 +185,31 @@ func (c *adminClient) call(ctx context.Context, method, path string, body []byte
 		}
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
-			return fmt.Errorf("call %s: %w: --config or --admin says whom to call", c.base, err)
+			return nil, fmt.Errorf("call %s: %w: --config or --admin says whom to call", c.base, err)
 		}
-		return fmt.Errorf("call %s: %w", c.base, err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminAnswer+1))
-	if err == nil && len(text) > maxAdminAnswer {
-		err = errors.New("the answer is too large")
-	}
-	if err != nil {
-		return fmt.Errorf("call %s: %w", c.base, err)
+		return nil, fmt.Errorf("call %s: %w", c.base, err)
 	}
 	if resp.StatusCode == http.StatusOK {
-		if err := json.Unmarshal(text, out); err != nil {
-			return fmt.Errorf("call %s: not an answer of a node: %w", c.base, err)
-		}
-		return nil
+		return resp.Body, nil
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("call %s: %w", c.base, err)
 	}
 	problem := new(node.AdminProblem)
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") || json.Unmarshal(text, problem) != nil {
-		return fmt.Errorf("call %s: answered %s: not an admin listener?", c.base, resp.Status)
+		return nil, fmt.Errorf("call %s: answered %s: not an admin listener?", c.base, resp.Status)
 	}
 	if len(problem.Errors) > 0 {
 		wrong := new(node.ConfigError)
 		for _, e := range problem.Errors {
 			wrong.Mistakes = append(wrong.Mistakes, node.Mistake{Source: e.Source, Line: e.Line, Column: e.Column, Key: e.Field, Message: e.Detail})
 		}
-		return wrong
+		return nil, wrong
 	}
 	if problem.Status == http.StatusBadRequest || problem.Status == http.StatusUnprocessableEntity {
-		return &usageError{problem.Error()}
+		return nil, &usageError{problem.Error()}
 	}
-	return problem
+	return nil, problem
 }

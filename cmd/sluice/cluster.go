@@ -18,6 +18,7 @@ type clusterCommand struct {
 	Add              clusterAddCommand      `cmd:"" help:"Print what a new node's configuration needs to join."`
 	Remove           clusterRemoveCommand   `cmd:"" help:"Let a node leave for good, handing over what it holds; remove a dead one."`
 	TransferLeader   clusterTransferCommand `cmd:"" name:"transfer-leader" help:"Hand the leadership to another node."`
+	Contents         clusterContentsCommand `cmd:"" help:"Count what the cluster holds, with a hash to compare with a backup's."`
 	RotateSigningKey clusterRotateCommand   `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
 }
 

@@ -1,0 +1,197 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"filippo.io/age"
+
+	"sluice/node/backup"
+	"sluice/raftfsm"
+)
+
+const (
+	// backupStall is how long a client of a backup or a restore may take for one piece of it.
+	backupStall = 30 * time.Second
+	// maxBackups bounds the backups that a node writes, and the contents that it adds up, at a time: each reads everything.
+	maxBackups = 2
+)
+
+// backups adds the calls about the state as a whole.
+func (a *adminServer) backups(mux *http.ServeMux) {
+	contents := a.read(func(r *http.Request) (any, error) { return a.node.contents(r.Context()) })
+	mux.HandleFunc("GET /v1/contents", func(w http.ResponseWriter, r *http.Request) {
+		// It reads everything, which the listener's time for an answer is too short for.
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(adminChangeTimeout)); err != nil {
+			a.answer(w, r, nil, err)
+			return
+		}
+		contents.ServeHTTP(w, r)
+	})
+	mux.HandleFunc("GET /v1/backup", a.backup)
+}
+
+// contents says what this node's state holds.
+func (n *Node) contents(ctx context.Context) (backup.Summary, error) {
+	done, err := n.beginBackup()
+	if err != nil {
+		return backup.Summary{}, err
+	}
+	defer done()
+	if err := n.upToDate(ctx); err != nil {
+		return backup.Summary{}, err
+	}
+	m, err := n.fsm.Moment()
+	if err != nil {
+		return backup.Summary{}, err
+	}
+	defer m.Close()
+	contents, err := m.Contents()
+	if err != nil {
+		return backup.Summary{}, err
+	}
+	return backup.Summarize(contents), nil
+}
+
+// beginBackup takes one of the places for those who read everything.
+func (n *Node) beginBackup() (done func(), err error) {
+	select {
+	case n.backingUp <- struct{}{}:
+		return func() { <-n.backingUp }, nil
+	default:
+		return nil, adminProblem(http.StatusServiceUnavailable, "overloaded", fmt.Sprintf("this node writes %d backups already", maxBackups))
+	}
+}
+
+// upToDate returns once all that was acknowledged before is applied here.
+func (n *Node) upToDate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout+time.Second)
+	defer cancel()
+	return n.freshness.catchUp(ctx)
+}
+
+// backup streams one. An error after the first byte cuts the answer off, which the file's own checksum shows as well.
+func (a *adminServer) backup(w http.ResponseWriter, r *http.Request) {
+	if p := a.token.mayCall(r); p != nil {
+		a.refuse(w, p)
+		return
+	}
+	begun := false
+	err := func() error {
+		recipients, stale, err := a.backupOptions(r)
+		if err != nil {
+			return err
+		}
+		done, err := a.node.beginBackup()
+		if err != nil {
+			return err
+		}
+		defer done()
+		if !stale {
+			if err := a.node.upToDate(r.Context()); err != nil {
+				return adminProblem(http.StatusServiceUnavailable, "cluster_unavailable",
+					"the leader does not confirm that this node is up to date ("+rootCause(err).Error()+"); a backup of what it has is made with stale=true")
+			}
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		out := &patientWriter{w: w, control: http.NewResponseController(w), ctx: r.Context(), begun: &begun}
+		header, err := a.node.writeBackup(out, recipients)
+		if err == nil {
+			a.node.log.Info("backup streamed", "component", "backup", "index", header.Index, "bytes", out.bytes, "encrypted", len(recipients) > 0)
+		}
+		return err
+	}()
+	switch {
+	case err == nil:
+	case begun:
+		a.node.log.Warn("backup cut off", "component", "backup", "error", err)
+		panic(http.ErrAbortHandler) // the client must not take what it has for all of it
+	default:
+		w.Header().Del("Content-Type")
+		a.answer(w, r, nil, err)
+	}
+}
+
+// backupOptions reads a backup's query. Without recipients the node's own key is taken, where it has one.
+func (a *adminServer) backupOptions(r *http.Request) (recipients []age.Recipient, stale bool, err error) {
+	plain := false
+	for name, values := range r.URL.Query() {
+		switch name {
+		case "recipient":
+			for _, value := range values {
+				list, err := backup.ParseRecipients(value)
+				if err != nil {
+					return nil, false, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "recipient: "+err.Error())
+				}
+				recipients = append(recipients, list...)
+			}
+		case "stale", "unencrypted":
+			if len(values) != 1 || values[0] != "true" && values[0] != "false" {
+				return nil, false, adminProblem(http.StatusUnprocessableEntity, "invalid_input", name+": want true or false")
+			}
+			if name == "stale" {
+				stale = values[0] == "true"
+			} else {
+				plain = values[0] == "true"
+			}
+		default:
+			return nil, false, adminProblem(http.StatusUnprocessableEntity, "invalid_input", name+" is unknown: there are recipient, stale and unencrypted")
+		}
+	}
+	switch {
+	case plain && len(recipients) > 0:
+		return nil, false, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "unencrypted and recipient exclude each other")
+	case plain || len(recipients) > 0:
+		return recipients, stale, nil
+	}
+	recipients, err = a.node.cfg.Backup.recipients()
+	return recipients, stale, err
+}
+
+// writeBackup writes this node's state as it is.
+func (n *Node) writeBackup(w io.Writer, recipients []age.Recipient) (backup.Header, error) {
+	m, err := n.fsm.Moment()
+	if err != nil {
+		return backup.Header{}, err
+	}
+	defer m.Close()
+	header := n.backupHeader(m.Header())
+	if header.ClusterID == "" {
+		return header, adminProblem(http.StatusServiceUnavailable, "cluster_unavailable", "the cluster has not formed yet")
+	}
+	return header, backup.Write(w, header, recipients, m.WriteSnapshot)
+}
+
+func (n *Node) backupHeader(h raftfsm.SnapshotHeader) backup.Header {
+	return backup.Header{
+		Cluster: n.cfg.Cluster, ClusterID: h.ClusterID, NodeID: n.data.NodeID, Index: h.Index, Term: h.Term,
+		CreatedAt: n.opts.clock().UTC().Truncate(time.Second), Version: n.opts.version,
+	}
+}
+
+// patientWriter gives each piece of a long answer a time of its own, in place of the listener's for whole answers.
+type patientWriter struct {
+	w       io.Writer
+	control *http.ResponseController
+	ctx     context.Context
+	begun   *bool
+	bytes   int64
+}
+
+func (p *patientWriter) Write(data []byte) (int, error) {
+	if err := p.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if err := p.control.SetWriteDeadline(time.Now().Add(backupStall)); err != nil {
+		return 0, err
+	}
+	*p.begun = true
+	n, err := p.w.Write(data)
+	p.bytes += int64(n)
+	return n, err
+}
