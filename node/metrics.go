@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -86,8 +87,7 @@ func (o *samples) outcomes(policy string, admitted, refused, undecided uint64) {
 func (n *Node) writeMetrics(w io.Writer) error {
 	s := n.scrape()
 	var out samples
-	for i := range metrics {
-		m := &metrics[i]
+	for _, m := range slices.Concat(metrics, backupMetrics) {
 		fmt.Fprintf(&out.w, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
 		out.name = m.name
 		m.read(s, &out)

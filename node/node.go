@@ -74,6 +74,7 @@ type Node struct {
 	freshness                        *freshness
 	barriers                         *barriers
 	backingUp                        chan struct{} // one element for each backup being written
+	schedule                         *backupSchedule
 	former                           *former
 	joiner                           *joiner
 
@@ -124,6 +125,8 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.limits.now = o.clock
+	n.schedule = &backupSchedule{n: n, config: cfg.Backup}
+	n.schedule.began.Store(o.clock().UnixMilli())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -336,6 +339,9 @@ func (n *Node) form(ctx context.Context) error {
 	n.wg.Go(func() { n.announce(ctx) })
 	n.wg.Go(func() { n.watchRemoval(ctx, k) })
 	n.wg.Go(func() { n.leaveLoop(ctx) })
+	if n.cfg.Backup.Dir != "" {
+		n.wg.Go(func() { n.schedule.run(ctx) })
+	}
 	if err := n.finishJoin(ctx, k, found); err != nil {
 		return err
 	}
