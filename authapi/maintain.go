@@ -83,6 +83,12 @@ func (s *Server) CheckSecrets() error {
 	if secrets == nil {
 		return nil
 	}
+	return s.OpensSecrets(secrets)
+}
+
+// OpensSecrets says whether this node's key for secrets at rest is the one that these secrets are sealed with, which may be
+// a backup's: ErrSecretsKey where it is not.
+func (s *Server) OpensSecrets(secrets *state.ClusterSecrets) error {
 	if text, err := s.sealer.Open(checkPurpose, secrets.SealedCheck); err != nil || string(text) != checkText {
 		return ErrSecretsKey
 	}

@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -54,16 +55,23 @@ func hmacSum(key []byte, parts ...[]byte) []byte {
 	return h.Sum(nil)
 }
 
-// refreshKeyHolder loads the keys once.
+// refreshKeyHolder loads the keys, and again where a restored backup brought others.
 type refreshKeyHolder struct {
-	srv  *Server
-	keys atomic.Pointer[refreshKeys]
+	srv    *Server
+	loaded atomic.Pointer[loadedRefreshKeys]
+}
+
+type loadedRefreshKeys struct {
+	epoch  uint64 // State.Epoch() from before the read
+	sealed []byte
+	keys   *refreshKeys
 }
 
 // get is ErrUnavailable until the first leader has made the cluster's secrets and this node knows them.
 func (h *refreshKeyHolder) get() (*refreshKeys, error) {
-	if k := h.keys.Load(); k != nil {
-		return k, nil
+	epoch, old := h.srv.state.Epoch(), h.loaded.Load()
+	if old != nil && old.epoch == epoch {
+		return old.keys, nil
 	}
 	secrets, err := h.srv.state.ClusterSecrets()
 	if err != nil {
@@ -71,6 +79,10 @@ func (h *refreshKeyHolder) get() (*refreshKeys, error) {
 	}
 	if secrets == nil {
 		return nil, ErrUnavailable
+	}
+	if old != nil && bytes.Equal(old.sealed, secrets.SealedRefreshKey) {
+		h.loaded.Store(&loadedRefreshKeys{epoch: epoch, sealed: old.sealed, keys: old.keys})
+		return old.keys, nil
 	}
 	root, err := h.srv.sealer.Open(refreshKeyPurpose, secrets.SealedRefreshKey)
 	if err != nil {
@@ -80,7 +92,7 @@ func (h *refreshKeyHolder) get() (*refreshKeys, error) {
 		return nil, fmt.Errorf("open refresh key: %d bytes are too few", len(root))
 	}
 	k := newRefreshKeys(root)
-	h.keys.Store(k)
+	h.loaded.Store(&loadedRefreshKeys{epoch: epoch, sealed: secrets.SealedRefreshKey, keys: k})
 	return k, nil
 }
 

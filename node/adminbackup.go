@@ -2,9 +2,12 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
+	"strconv"
 	"time"
 
 	"filippo.io/age"
@@ -32,6 +35,7 @@ func (a *adminServer) backups(mux *http.ServeMux) {
 		contents.ServeHTTP(w, r)
 	})
 	mux.HandleFunc("GET /v1/backup", a.backup)
+	mux.HandleFunc("POST /v1/restore", a.restore)
 }
 
 // contents says what this node's state holds.
@@ -194,4 +198,134 @@ func (p *patientWriter) Write(data []byte) (int, error) {
 	n, err := p.w.Write(data)
 	p.bytes += int64(n)
 	return n, err
+}
+
+// restore takes a backup, unencrypted, and brings it into the cluster. The body's type is one that no form and no page from
+// elsewhere can send without asking first.
+func (a *adminServer) restore(w http.ResponseWriter, r *http.Request) {
+	if p := a.token.mayCall(r); p != nil {
+		a.refuse(w, p)
+		return
+	}
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/octet-stream" {
+		a.refuse(w, adminProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/octet-stream"))
+		return
+	}
+	control := http.NewResponseController(w)
+	body := &patientReader{r: http.MaxBytesReader(w, r.Body, maxRestored), control: control}
+	restored, err := a.restoreFrom(r, body, func() error {
+		// Raft may take its time from here on; the answer itself is small.
+		return errors.Join(control.SetReadDeadline(time.Time{}), control.SetWriteDeadline(time.Now().Add(adminChangeTimeout)))
+	})
+	a.answer(w, r, restored, err)
+}
+
+func (a *adminServer) restoreFrom(r *http.Request, body io.Reader, received func() error) (*Restored, error) {
+	n := a.node
+	options, err := restoreOptions(r)
+	if err != nil {
+		return nil, err
+	}
+	// Before the transfer, and again after it.
+	if err := n.mayReplace(options); err != nil {
+		return nil, err
+	}
+	if !n.restoring.TryLock() {
+		return nil, adminProblem(http.StatusConflict, "conflict", "another backup is being restored")
+	}
+	defer n.restoring.Unlock()
+	file, header, contents, err := n.receiveBackup(body)
+	if err != nil {
+		return nil, backupProblem(err)
+	}
+	defer dropFile(file)
+	if err := received(); err != nil {
+		return nil, err
+	}
+	if contents.Secrets == nil {
+		if header.Encrypted() {
+			return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_backup", "it is encrypted, and its key is not sent to nodes: `sluice restore --key-file` decrypts it")
+		}
+		return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_backup", "it is from before its cluster had formed")
+	}
+	if err := n.api.OpensSecrets(contents.Secrets); err != nil {
+		return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_backup",
+			"its secrets are sealed with another key than this cluster's secrets.key: start the cluster with the key of the one that the backup is of")
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), adminChangeTimeout-time.Minute)
+	defer cancel()
+	if err := n.upToDate(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.mayReplace(options); err != nil {
+		return nil, err
+	}
+	if n.LeaderID() != n.data.NodeID {
+		// A leader's place is with the file.
+		if _, err := a.transferLeader(ctx, TransferLeader{Node: n.data.NodeID}); err != nil {
+			return nil, err
+		}
+	}
+	how := raftfsm.Replacement{}
+	if options.RevokeSessions {
+		how.EndSessionsAt = n.opts.clock().UnixMilli()
+	}
+	n.log.Warn("restoring a backup", "component", "backup", "of", header.ClusterID, "index", header.Index, "made", header.CreatedAt)
+	if err := n.restore(ctx, file, how); err != nil {
+		n.log.Error("backup not restored", "component", "backup", "error", err)
+		return nil, err
+	}
+	n.log.Warn("backup restored", "component", "backup", "of", header.ClusterID, "index", header.Index)
+	by := operatorOf(r)
+	event := operatorEvent("cluster.restored", n.data.NodeID, n.opts.clock(), "from", header.ClusterID, "index", strconv.FormatUint(header.Index, 10),
+		"made_at", header.CreatedAt.Format(time.RFC3339), "sessions_ended", strconv.FormatBool(options.RevokeSessions))
+	event.IP = by.Address
+	n.record(ctx, event)
+	return &Restored{Cluster: n.clusterID(), From: header, Holds: backup.Summarize(contents)}, nil
+}
+
+func restoreOptions(r *http.Request) (o RestoreOptions, err error) {
+	for name, values := range r.URL.Query() {
+		switch {
+		case len(values) != 1:
+			return o, adminProblem(http.StatusUnprocessableEntity, "invalid_input", name+" is there more than once")
+		case name == "replace":
+			o.Replace = values[0]
+		case name == "revoke_sessions" && (values[0] == "true" || values[0] == "false"):
+			o.RevokeSessions = values[0] == "true"
+		case name == "revoke_sessions":
+			return o, adminProblem(http.StatusUnprocessableEntity, "invalid_input", name+": want true or false")
+		default:
+			return o, adminProblem(http.StatusUnprocessableEntity, "invalid_input", name+" is unknown: there are replace and revoke_sessions")
+		}
+	}
+	return o, nil
+}
+
+// backupProblem says what is wrong with an uploaded backup.
+func backupProblem(err error) error {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return adminProblem(http.StatusRequestEntityTooLarge, "body_too_large", "the backup is too large")
+	case errors.Is(err, backup.ErrDamaged), errors.Is(err, backup.ErrVersion):
+		return adminProblem(http.StatusUnprocessableEntity, "invalid_backup", err.Error())
+	}
+	return err
+}
+
+// patientReader gives each piece of a long body a time of its own.
+type patientReader struct {
+	r       io.Reader
+	control *http.ResponseController
+}
+
+func (p *patientReader) Read(data []byte) (int, error) {
+	now := time.Now()
+	// The answer's time counts from the end of the body.
+	if err := errors.Join(p.control.SetReadDeadline(now.Add(backupStall)), p.control.SetWriteDeadline(now.Add(2*backupStall))); err != nil {
+		return 0, err
+	}
+	return p.r.Read(data)
 }

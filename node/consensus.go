@@ -65,6 +65,9 @@ type consensus struct {
 	contactMu    sync.Mutex
 	contactLost  map[string]time.Time // as leader: since when a peer does not answer heartbeats
 	becameLeader time.Time            // guarded by contactMu
+	// fence is held for reading while a proposal is handed to Raft: who holds it for writing knows that none is under way.
+	fence  sync.RWMutex
+	fenced bool // a backup is being restored: nothing is proposed; guarded by fence
 	// followed is whom this node followed last; predecessor the same when it became the leader, and when it last heard of
 	// that one. Guarded by contactMu.
 	followed, predecessor string

@@ -75,6 +75,7 @@ type Node struct {
 	barriers                         *barriers
 	backingUp                        chan struct{} // one element for each backup being written
 	schedule                         *backupSchedule
+	restoring                        sync.Mutex // held while a backup is taken in; one at a time
 	former                           *former
 	joiner                           *joiner
 

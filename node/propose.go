@@ -169,7 +169,10 @@ func (k *consensus) apply(ctx context.Context, envelope []byte) (state.Result, e
 	if !k.leads() {
 		return state.Result{}, errNotLeader
 	}
-	future := k.raft.Apply(envelope, enqueueTimeout)
+	future, err := k.enqueue(envelope)
+	if err != nil {
+		return state.Result{}, err
+	}
 	if err := k.await(ctx, future); err != nil {
 		return state.Result{}, classify(err)
 	}

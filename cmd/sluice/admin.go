@@ -148,6 +148,11 @@ func (c *adminClient) call(ctx context.Context, method, path string, body []byte
 		return err
 	}
 	defer answer.Close()
+	return c.decode(answer, out)
+}
+
+// decode reads a JSON answer.
+func (c *adminClient) decode(answer io.Reader, out any) error {
 	text, err := io.ReadAll(io.LimitReader(answer, maxAdminAnswer+1))
 	if err == nil && len(text) > maxAdminAnswer {
 		err = errors.New("the answer is too large")

@@ -145,3 +145,68 @@ func TestProgress_Line(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+func TestRestore_ChecksThenSends(t *testing.T) {
+	t.Parallel()
+	key, other := keyFile(t), keyFile(t)
+	sealed := filepath.Join(t.TempDir(), "sealed")
+	if err := os.WriteFile(sealed, goldenBackup(t, nil, key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	type call struct {
+		query string
+		body  []byte
+	}
+	calls := make(chan call, 1)
+	address := adminOf(t, func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Method != http.MethodPost || r.URL.Path != "/v1/restore" || r.Header.Get("Content-Type") != "application/octet-stream" {
+			t.Errorf("called %s %s: %v", r.Method, r.URL, err)
+		}
+		calls <- call{r.URL.RawQuery, body}
+		io.WriteString(w, `{"cluster_id":"clu_new","contents":{"content_hash":"abc"}}`)
+	})
+	stdout, stderr, code := program(t, nil, "restore", sealed, "--admin", address, "--key-file", key, "--force", "--yes-replace", "clu_new", "--revoke-sessions")
+	if code != exitDone || !strings.Contains(stdout, "clu_new now has") || !strings.Contains(stdout, "content hash abc") {
+		t.Fatalf("code %d, %s%s", code, stdout, stderr)
+	}
+	got := <-calls
+	if got.query != "replace=clu_new&revoke_sessions=true" {
+		t.Errorf("asked %s", got.query)
+	}
+	// What went out is the same backup, for anybody to read.
+	h, contents, err := backup.Inspect(bytes.NewReader(got.body), nil)
+	if err != nil || h.Encrypted() || h.NodeID != "nod_a" || contents.Secrets == nil {
+		t.Errorf("sent %+v, %v", h, err)
+	}
+
+	broken := filepath.Join(t.TempDir(), "broken")
+	data := goldenBackup(t, nil)
+	data[len(data)-40] ^= 1
+	if err := os.WriteFile(broken, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{broken}, exitFailed, "damaged backup"},
+		{[]string{sealed}, exitFailed, "its key is needed"},
+		{[]string{sealed, "--key-file", other}, exitFailed, "another key"},
+		{[]string{sealed, "--key-file", key, "--force"}, exitUsage, "go together"},
+		{[]string{sealed, "--key-file", key, "--yes-replace", "x"}, exitUsage, "go together"},
+		{[]string{"-"}, exitUsage, "read twice"},
+		{[]string{}, exitUsage, "name a file"},
+	} {
+		_, stderr, code := program(t, nil, append([]string{"restore", "--admin", address}, test.args...)...)
+		if code != test.code || !strings.Contains(stderr, test.want) {
+			t.Errorf("%v: code %d, %s", test.args, code, stderr)
+		}
+		select {
+		case <-calls:
+			t.Errorf("%v: something was sent", test.args)
+		default:
+		}
+	}
+}

@@ -54,6 +54,7 @@ type commandLine struct {
 	Org     orgCommand     `cmd:"" help:"Look after organizations."`
 	Audit   auditCommand   `cmd:"" help:"Print the audit log, of all organizations and of none."`
 	Backup  backupCommand  `cmd:"" help:"Back up the cluster, or check a backup."`
+	Restore restoreCommand `cmd:"" help:"Give a cluster what a backup holds."`
 	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
 	Secret  secretCommand  `cmd:"" help:"Make secrets."`
 	Version versionCommand `cmd:"" help:"Print the version."`
