@@ -1,6 +1,7 @@
 package raftfsm
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -72,4 +73,24 @@ func (f *FSM) AwaitIndex(t testing.TB) {
 			t.Fatal("the hashes of keys are not indexed")
 		}
 	}
+}
+
+// UnclassedKinds are the kinds of records that no rule of a restore into a running cluster is about, or that no section of
+// Contents holds though the backup's take the cluster's place.
+func UnclassedKinds() (kinds []byte) {
+	counted := kept + joined + dropped
+	for _, s := range sections {
+		counted += s.kinds
+	}
+	for kind := range 256 {
+		key := append([]byte{byte(kind)}, make([]byte, 16)...)
+		err := checkRecord(key, nil)
+		if err != nil && strings.Contains(err.Error(), "unknown kind") && byte(kind) != prefixMeta {
+			continue
+		}
+		if strings.IndexByte(counted, byte(kind)) < 0 {
+			kinds = append(kinds, byte(kind))
+		}
+	}
+	return kinds
 }

@@ -291,6 +291,10 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return unlinkIdentity(b, c)
 	case state.PutSettings:
 		return putSettings(b, c)
+	case state.ImportAccounts:
+		return importAccounts(b, c)
+	case state.ReplacePassword:
+		return replacePassword(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -184,3 +184,11 @@ func TestWriteReplaced_RefusesDamage(t *testing.T) {
 		t.Error("Empty is wrong")
 	}
 }
+
+// A new kind of record has to be thought of here.
+func TestWriteReplaced_KnowsEveryKind(t *testing.T) {
+	t.Parallel()
+	if kinds := raftfsm.UnclassedKinds(); len(kinds) != 0 {
+		t.Errorf("kinds %q are in no section and under no rule", kinds)
+	}
+}

@@ -62,6 +62,13 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 		c.users[u.ID] = u
 		c.audit = append(c.audit, cmd.Audit...)
 		return state.Result{Count: c.endAllLocked(u.ID, cmd.KeepSessionID, cmd.At, "password_changed")}
+	case state.ReplacePassword:
+		u := c.users[cmd.UserID]
+		if !c.activeLocked(cmd.UserID) || u.PasswordHash != cmd.OldHash {
+			return refuse(state.CodeConflict)
+		}
+		u.PasswordHash = cmd.NewHash
+		c.users[u.ID] = u
 	case state.CreateOrg:
 		if r, ok := c.replayedLocked(cmd.Idempotency); ok {
 			return r

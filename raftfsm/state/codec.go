@@ -119,8 +119,10 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeLinkIdentity:     decodeAs[LinkIdentity],
 	TypeUnlinkIdentity:   decodeAs[UnlinkIdentity],
 
-	TypePutSettings:  decodeAs[PutSettings],
-	TypeStartSession: decodeAs[StartSession],
+	TypePutSettings:     decodeAs[PutSettings],
+	TypeStartSession:    decodeAs[StartSession],
+	TypeImportAccounts:  decodeAs[ImportAccounts],
+	TypeReplacePassword: decodeAs[ReplacePassword],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

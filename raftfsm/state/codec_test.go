@@ -34,6 +34,7 @@ var samples = []state.Command{
 	&state.TransferOrg{}, &state.SetPlan{}, &state.DeleteUser{}, &state.SetUserDisabled{},
 
 	&state.RecordKeyUse{}, &state.RevokeKeyBySecret{},
+	&state.ImportAccounts{}, &state.ReplacePassword{},
 	&state.UseOnce{}, &state.RegisterIdentity{}, &state.SignInByIdentity{}, &state.LinkIdentity{}, &state.UnlinkIdentity{},
 	&state.StartSession{},
 	&state.PutSettings{},

@@ -60,8 +60,10 @@ const (
 	TypeLinkIdentity     uint16 = 37
 	TypeUnlinkIdentity   uint16 = 38
 
-	TypePutSettings  uint16 = 41
-	TypeStartSession uint16 = 44
+	TypePutSettings     uint16 = 41
+	TypeStartSession    uint16 = 44
+	TypeImportAccounts  uint16 = 45
+	TypeReplacePassword uint16 = 46
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.

@@ -50,6 +50,8 @@ type Result struct {
 	ExpiresAt int64 `cbor:"5,keyasint"`
 	// Index of the log entry that was applied.
 	Index uint64 `cbor:"6,keyasint"`
+	// Rows has one byte, RowDone or another, for each row of ImportAccounts. Left out where there are none, as in the bytes of before.
+	Rows string `cbor:"7,keyasint,omitempty"`
 }
 
 // Refusal is a Result.Refused as an error.
