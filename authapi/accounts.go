@@ -353,6 +353,9 @@ func handleLogin(c *call) error {
 	if hash, err = c.replaceOneTime(ctx, user, once, req); err != nil {
 		return err
 	}
+	if !once {
+		hash = s.renewHash(ctx, user, hash, req.Password)
+	}
 	session, pair, err := c.newSession(user.ID, user.PersonalOrg)
 	if err != nil {
 		return err

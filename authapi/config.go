@@ -66,6 +66,8 @@ type AuthConfig struct {
 	MaxSessions       int           // live sessions of a user; default 20
 	Argon2            Argon2Config
 	AuditRetention    time.Duration
+	// ImportedKeyPrefixes is how imported keys begin that have not this program's form.
+	ImportedKeyPrefixes []string
 }
 
 // Argon2Config are the parameters of new password hashes and of the queue in front of them.

@@ -73,7 +73,7 @@ func (c *call) sentCredential() ([]byte, *Problem) {
 			return nil, duplicateHeader("X-API-Key")
 		}
 		key := trimSpace(lines[0])
-		if !looksLikeKey(key) {
+		if !c.srv.meantAsKey(key) {
 			return nil, failed("X-API-Key does not hold an API key").because(whyMalformed)
 		}
 		found = key
@@ -179,8 +179,8 @@ func (c *call) peekAddress() (refused bool) {
 // resolve looks a credential up in the state.
 func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 	s := c.srv
-	key := looksLikeKey(raw)
-	if key && !validAPIKey(raw) {
+	key := s.meantAsKey(raw)
+	if key && !s.wellFormedKey(raw) {
 		return nil, c.reject(failed("the API key is mistyped").because(whyMistyped))
 	}
 	stale := !s.cfg.Auth.ServeStale && !s.cluster.Fresh()

@@ -64,9 +64,9 @@ func (c *call) sentToken() (string, error) {
 	return token, nil
 }
 
-func kindOfToken(token string) string {
+func (s *Server) kindOfToken(token string) string {
 	switch {
-	case looksLikeKey([]byte(token)):
+	case s.meantAsKey([]byte(token)):
 		return tokenKey
 	case strings.HasPrefix(token, refreshPrefix):
 		return tokenRefresh
@@ -129,7 +129,7 @@ func handleIntrospect(c *call) error {
 // introspect looks a token up in this node's state as it is. It is nil where the token is not the organization's; the
 // errors are lookup's.
 func (c *call) introspect(token, org string) (*introspection, error) {
-	switch kindOfToken(token) {
+	switch c.srv.kindOfToken(token) {
 	case tokenKey:
 		return c.introspectKey(token, org)
 	case tokenRefresh:
@@ -139,7 +139,7 @@ func (c *call) introspect(token, org string) (*introspection, error) {
 }
 
 func (c *call) introspectKey(token, org string) (*introspection, error) {
-	if !validAPIKey([]byte(token)) {
+	if !c.srv.wellFormedKey([]byte(token)) {
 		return nil, nil
 	}
 	hash := hashOf(token)

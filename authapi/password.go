@@ -107,6 +107,17 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 // encoded is damaged.
 func (p *passwords) check(ctx context.Context, encoded, password string) (bool, error) {
 	h, real := p.dummy, encoded != ""
+	if isBcrypt(encoded) {
+		if err := p.acquire(ctx); err != nil {
+			return false, err
+		}
+		defer p.release()
+		ok, err := checkBcrypt(encoded, password)
+		if err != nil {
+			err = fmt.Errorf("read password hash: %w", err)
+		}
+		return ok, err
+	}
 	if real {
 		var err error
 		if h, err = parsePHC(encoded); err != nil {

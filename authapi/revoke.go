@@ -24,7 +24,7 @@ func handleRevokeToken(c *call) error {
 	if err != nil {
 		return err
 	}
-	switch kindOfToken(token) {
+	switch c.srv.kindOfToken(token) {
 	case tokenKey:
 		err = c.revokeKey(token)
 	case tokenRefresh:
@@ -131,7 +131,7 @@ func (c *call) revokeSession(id, userID, kind string) error {
 
 // revokeKey ends an API key by its secret, or the secret alone where a rotation has replaced it.
 func (c *call) revokeKey(token string) error {
-	if !validAPIKey([]byte(token)) {
+	if !c.srv.wellFormedKey([]byte(token)) {
 		return nil
 	}
 	s := c.srv

@@ -38,23 +38,25 @@ type Server struct {
 	redirects   atomic.Pointer[map[string]struct{}]
 	shadows     *shadows
 	credentials *credentialCache
-	router      *node
-	identity    identityNames
-	admission   *admission
-	hangups     hangups
-	tunnels     tunnels
-	malformed   malformed
-	http        *fasthttp.Server
-	cors        *cors
-	cookies     *cookieNames
-	oauth       atomic.Pointer[oauthClients]
-	origin      string // of PublicURL, "" without one
-	https       bool
-	draining    atomic.Bool
-	catchUps    atomic.Int64
-	resets      resetBudget
-	unmatched   unmatched
-	gubernator  *fasthttp.Server
+	// importedPrefixes is how imported keys of other forms begin.
+	importedPrefixes [][]byte
+	router           *node
+	identity         identityNames
+	admission        *admission
+	hangups          hangups
+	tunnels          tunnels
+	malformed        malformed
+	http             *fasthttp.Server
+	cors             *cors
+	cookies          *cookieNames
+	oauth            atomic.Pointer[oauthClients]
+	origin           string // of PublicURL, "" without one
+	https            bool
+	draining         atomic.Bool
+	catchUps         atomic.Int64
+	resets           resetBudget
+	unmatched        unmatched
+	gubernator       *fasthttp.Server
 }
 
 // New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The
@@ -82,6 +84,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.live.Store(lv)
 	s.tunnels.srv = s
+	for _, prefix := range cfg.Auth.ImportedKeyPrefixes {
+		s.importedPrefixes = append(s.importedPrefixes, []byte(prefix))
+	}
 	if err := s.SetOAuth(cfg.OAuth); err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
 	}

@@ -274,7 +274,7 @@ func (t *tunnel) entitled(now time.Time, epoch uint64) bool {
 	cred := s.credentials.get(&hash, lv.seq, epoch, now.UnixMilli())
 	if cred == nil {
 		var err error
-		cred, err = s.lookup(lv, t.secret, hash, looksLikeKey(t.secret), now)
+		cred, err = s.lookup(lv, t.secret, hash, s.meantAsKey(t.secret), now)
 		var bad *Problem
 		switch {
 		case errors.As(err, &bad), errors.Is(err, errUnknownCredential):

@@ -154,6 +154,7 @@ func (a *adminServer) api(mux *http.ServeMux) {
 	a.accounts(mux)
 	a.settingsCalls(mux)
 	a.backups(mux)
+	a.imports(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		if p := a.token.mayCall(r); p != nil {
 			a.refuse(w, p)

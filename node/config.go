@@ -226,17 +226,19 @@ type LimitsConfig struct {
 
 // AuthConfig steers tokens, sessions and passwords.
 type AuthConfig struct {
-	TokenTTL          Duration     `toml:"token_ttl"`
-	RefreshTTL        Duration     `toml:"refresh_ttl"`
-	RefreshReuseGrace Duration     `toml:"refresh_reuse_grace"`
-	MaxStaleness      Duration     `toml:"max_staleness"`
-	OnStale           string       `toml:"on_stale"` // "refuse" (default) or "serve"
-	SigningAlgorithm  string       `toml:"signing_algorithm"`
-	SigningRotation   Duration     `toml:"signing_rotation"`
-	MaxSessions       int          `toml:"max_sessions"`
-	CookieSessions    bool         `toml:"cookie_sessions"`
-	AuditRetention    Duration     `toml:"audit_retention"`
-	Argon2            Argon2Config `toml:"argon2"`
+	TokenTTL          Duration `toml:"token_ttl"`
+	RefreshTTL        Duration `toml:"refresh_ttl"`
+	RefreshReuseGrace Duration `toml:"refresh_reuse_grace"`
+	MaxStaleness      Duration `toml:"max_staleness"`
+	OnStale           string   `toml:"on_stale"` // "refuse" (default) or "serve"
+	SigningAlgorithm  string   `toml:"signing_algorithm"`
+	SigningRotation   Duration `toml:"signing_rotation"`
+	MaxSessions       int      `toml:"max_sessions"`
+	CookieSessions    bool     `toml:"cookie_sessions"`
+	AuditRetention    Duration `toml:"audit_retention"`
+	// ImportedKeyPrefixes is how keys of other programs begin that were imported by their hash.
+	ImportedKeyPrefixes []string     `toml:"imported_key_prefixes"`
+	Argon2              Argon2Config `toml:"argon2"`
 }
 
 // Argon2Config are the parameters of new password hashes and of the queue before them.

@@ -87,6 +87,7 @@ const day = Duration(24 * time.Hour)
 
 var (
 	nodeName     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	keyPrefix    = regexp.MustCompile(`^[A-Za-z0-9._-]{3,32}$`)
 	planName     = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
 	resourceName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	actionName   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
@@ -452,6 +453,15 @@ func (v *validator) auth() {
 		v.fail("auth.refresh_reuse_grace", "%s is negative or not shorter than %s, which is %s", a.RefreshReuseGrace, v.also("auth.refresh_ttl"), a.RefreshTTL)
 	}
 	v.between("auth.max_staleness", a.MaxStaleness, Duration(500*time.Millisecond), Duration(time.Hour))
+	for i, prefix := range a.ImportedKeyPrefixes {
+		key := fmt.Sprintf("auth.imported_key_prefixes[%d]", i)
+		switch {
+		case !keyPrefix.MatchString(prefix):
+			v.fail(key, "want 3 to 32 letters, digits, dots, dashes and underscores, not %s", quote(prefix))
+		case strings.HasPrefix(prefix, "sk_") || strings.HasPrefix(prefix, "eyJ") || strings.HasPrefix(prefix, "rt_"):
+			v.fail(key, "%s is how keys and tokens of Sluice begin, which are told by their form", quote(prefix))
+		}
+	}
 	v.oneOf("auth.on_stale", a.OnStale, "refuse", "serve")
 	v.oneOf("auth.signing_algorithm", a.SigningAlgorithm, "HS256", "EdDSA", "ES256")
 	if a.SigningRotation != 0 && a.SigningRotation < a.TokenTTL {

@@ -219,3 +219,38 @@ func (m *Moment) Empty() bool {
 	iterator.Rewind()
 	return !iterator.Valid()
 }
+
+// Users calls fn for every user, by id, deleted ones too, until it returns an error.
+func (m *Moment) Users(fn func(*state.User) error) error { return eachOf(m.txn, prefixUser, fn) }
+
+// Organizations calls fn for every organization, by id, deleted ones too, until it returns an error.
+func (m *Moment) Organizations(fn func(*state.Organization) error) error {
+	return eachOf(m.txn, prefixOrg, fn)
+}
+
+// Members calls fn for every membership, by organization, until it returns an error.
+func (m *Moment) Members(fn func(*state.Membership) error) error {
+	return eachOf(m.txn, prefixMember, fn)
+}
+
+// Keys calls fn for every key, by id, revoked ones too, until it returns an error. LastUsedAt is not filled in.
+func (m *Moment) Keys(fn func(*state.APIKey) error) error { return eachOf(m.txn, prefixKey, fn) }
+
+// eachOf decodes all records of a kind.
+func eachOf[T any](txn *badger.Txn, kind byte, fn func(*T) error) error {
+	options := badger.DefaultIteratorOptions
+	options.Prefix = []byte{kind}
+	iterator := txn.NewIterator(options)
+	defer iterator.Close()
+	for iterator.Rewind(); iterator.Valid(); iterator.Next() {
+		entity := new(T)
+		err := iterator.Item().Value(func(value []byte) error { return state.Unmarshal(value, entity) })
+		if err != nil {
+			return fmt.Errorf("decode state: kind %q: %w", kind, err)
+		}
+		if err := fn(entity); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -44,20 +44,23 @@ type environment struct {
 }
 
 type commandLine struct {
-	Dev     devCommand     `cmd:"" help:"Run a cluster on this machine, one process a node."`
-	Node    nodeCommand    `cmd:"" help:"Run one node in the foreground."`
-	Config  configCommand  `cmd:"" help:"Check or show a configuration."`
-	Cluster clusterCommand `cmd:"" help:"Look after a running cluster."`
-	Limits  limitsCommand  `cmd:"" help:"Explain or reset what limits count."`
-	Policy  policyCommand  `cmd:"" help:"Change limits, plans, policies, routes, scopes and redirect targets of a running cluster."`
-	User    userCommand    `cmd:"" help:"Look after users."`
-	Org     orgCommand     `cmd:"" help:"Look after organizations."`
-	Audit   auditCommand   `cmd:"" help:"Print the audit log, of all organizations and of none."`
-	Backup  backupCommand  `cmd:"" help:"Back up the cluster, or check a backup."`
-	Restore restoreCommand `cmd:"" help:"Give a cluster what a backup holds."`
-	Bench   benchCommand   `cmd:"" help:"Measure a running cluster."`
-	Secret  secretCommand  `cmd:"" help:"Make secrets."`
-	Version versionCommand `cmd:"" help:"Print the version."`
+	Dev        devCommand        `cmd:"" help:"Run a cluster on this machine, one process a node."`
+	Node       nodeCommand       `cmd:"" help:"Run one node in the foreground."`
+	Config     configCommand     `cmd:"" help:"Check or show a configuration."`
+	Cluster    clusterCommand    `cmd:"" help:"Look after a running cluster."`
+	Limits     limitsCommand     `cmd:"" help:"Explain or reset what limits count."`
+	Policy     policyCommand     `cmd:"" help:"Change limits, plans, policies, routes, scopes and redirect targets of a running cluster."`
+	User       userCommand       `cmd:"" help:"Look after users."`
+	Org        orgCommand        `cmd:"" help:"Look after organizations."`
+	Audit      auditCommand      `cmd:"" help:"Print the audit log, of all organizations and of none."`
+	Backup     backupCommand     `cmd:"" help:"Back up the cluster, or check a backup."`
+	Restore    restoreCommand    `cmd:"" help:"Give a cluster what a backup holds."`
+	Export     exportCommand     `cmd:"" help:"Write users, organizations, members and keys as lines of JSON, without a secret."`
+	Import     importCommand     `cmd:"" help:"Take users and keys from lines of JSON, with their hashes."`
+	Completion completionCommand `cmd:"" help:"Print a script for the shell that completes commands and flags."`
+	Bench      benchCommand      `cmd:"" help:"Measure a running cluster."`
+	Secret     secretCommand     `cmd:"" help:"Make secrets."`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
 type configCommand struct {
