@@ -76,17 +76,18 @@ func importKey(b *batch, key state.APIKey, owner string) byte {
 		if user == nil || user.DeletedAt != 0 {
 			return state.RowNoOwner
 		}
-		key.OrganizationID = user.PersonalOrg
+		// Which lives as long as the account does: no need to look at it.
+		key.OrganizationID, key.CreatedBy = user.PersonalOrg, user.ID
 	} else if !validID(key.OrganizationID) {
 		return state.RowInvalid
-	}
-	org := liveOrg(b, key.OrganizationID)
-	if org == nil {
+	} else if org := liveOrg(b, key.OrganizationID); org == nil {
 		return state.RowNoOwner
+	} else {
+		key.CreatedBy = org.CreatedBy
 	}
 	if id := b.get(key1(prefixKeyHash, string(key.Hash))); id != nil {
 		old := load[state.APIKey](b, key1(prefixKey, string(id)))
-		if old != nil && old.OrganizationID == org.ID && old.RevokedAt == 0 && bytes.Equal(old.Hash, key.Hash) {
+		if old != nil && old.OrganizationID == key.OrganizationID && old.RevokedAt == 0 && bytes.Equal(old.Hash, key.Hash) {
 			return state.RowExists
 		}
 		// A key that was revoked here must not come back by a repeated import.
@@ -95,10 +96,9 @@ func importKey(b *batch, key state.APIKey, owner string) byte {
 	if b.has(key1(prefixKey, key.ID)) {
 		return state.RowConflict
 	}
-	key.CreatedBy = org.CreatedBy
 	saveKey(b, &key)
 	b.put(key1(prefixKeyHash, string(key.Hash)), []byte(key.ID))
-	b.put(key2(prefixOrgKey, org.ID, key.ID), nil)
+	b.put(key2(prefixOrgKey, key.OrganizationID, key.ID), nil)
 	return state.RowDone
 }
 
