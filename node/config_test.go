@@ -210,6 +210,8 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"backups all the time", "[backup]\ninterval = \"1s\"\n", 2, "backup.interval: want 1m to 8784h, not 1s"},
 		{"no backup kept", "[backup]\nkeep = 0\n", 2, "backup.keep: want 1 to 10000, not 0"},
 		{"no key for backups", "[backup]\nkey_file = \"/nowhere\"\n", 2, "backup.key_file: read backup key"},
+		{"keys that begin like Sluice's", "[auth]\nimported_key_prefixes = [\"acme_\", \"sk_live_\"]\n", 2, "auth.imported_key_prefixes[1]: \"sk_live_\" is how keys and tokens of Sluice begin"},
+		{"keys that begin anyhow", "[auth]\nimported_key_prefixes = [\"a\"]\n", 2, "auth.imported_key_prefixes[0]: want 3 to 32 letters"},
 		{"any page", "[cors]\norigins = [\"*\"]\n", 2, "cors.origins[0]: \"*\" would let every web page act"},
 		{"an origin with a path", "[cors]\norigins = [\"https://a.example/\"]\n", 2, "cors.origins[0]: want \"https://a.example\""},
 		{"an origin with its own port", "[cors]\norigins = [\"https://a.example:443\"]\n", 2, "cors.origins[0]: want no port"},

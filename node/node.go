@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -188,6 +189,10 @@ func (n *Node) openStores() error {
 	}
 	if n.data, err = openDataDir(n.cfg.DataDir, n.opts.clock()); err != nil {
 		return err
+	}
+	// What a crash left of a restore is everybody's names and hashes, in the clear.
+	if err := os.RemoveAll(filepath.Join(n.data.path, restoreDir)); err != nil {
+		return fmt.Errorf("remove what is left of a restore: %w", err)
 	}
 	n.log = nodeLogger(n.opts.logger, n.data.NodeID, n.cfg.Name)
 	n.creds, err = newDerivedCredentials(n.keys, PeerIdentity{NodeID: n.data.NodeID, Cluster: n.cfg.Cluster}, n.opts.clock)

@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,5 +194,70 @@ func TestRestore_AnotherKeyForSecrets(t *testing.T) {
 	}
 	if got := contentHash(t, target.Members[0]); got != before {
 		t.Error("something changed")
+	}
+}
+
+// Writes go on while a backup comes in, again and again: each is answered for good or not at all, the horizon never falls,
+// and in the end all nodes hold the same.
+func TestRestore_WhileWriting(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Start(t, 3, nodetest.WithConfig(generous))
+	signUp(t, c.Members[0], "anna")
+	data := takeBackup(t, c.Members[0], "")
+	h, _, err := backup.Inspect(bytes.NewReader(data), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(bounded(t))
+	var wg sync.WaitGroup
+	var made atomic.Int64
+	for i, m := range c.Members {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				result, err := m.Node.Cluster().Propose(ctx, nodetest.RequestID(), nodetest.Register(fmt.Sprintf("w%d-%d", i, n)))
+				if err == nil && result.Refused == "" {
+					made.Add(1)
+				}
+			}
+		})
+		wg.Go(func() {
+			var horizon int64
+			for ctx.Err() == nil {
+				l := m.Node.Rosters()
+				if l.Horizon < horizon || len(l.Rosters) == 0 {
+					t.Errorf("node %d: horizon %d after %d, %d rosters", i, l.Horizon, horizon, len(l.Rosters))
+					return
+				}
+				horizon = l.Horizon
+				select {
+				case <-time.After(time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	for i := range 3 {
+		before := made.Load()
+		sendBackup(t, c.Members[i], "?replace="+h.ClusterID, data, 200)
+		nodetest.WaitFor(t, "writes after it", func() error {
+			if n := made.Load(); n < before+10 {
+				return fmt.Errorf("%d, %d before", n, before)
+			}
+			return nil
+		})
+	}
+	cancel()
+	wg.Wait()
+	nodetest.WaitFor(t, "equal nodes", func() error {
+		want := contentHash(t, c.Members[0])
+		for _, m := range c.Members {
+			if got := contentHash(t, m); got != want {
+				return fmt.Errorf("%s and %s", got, want)
+			}
+		}
+		return nil
+	})
+	if u, err := c.Members[2].Node.State().UserByName("anna"); err != nil || u == nil {
+		t.Errorf("anna: %v, %v", u, err)
 	}
 }
