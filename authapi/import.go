@@ -77,8 +77,8 @@ type importedRow struct {
 }
 
 // Import takes users and keys from NDJSON, each line for itself: it is applied whole, or told of with its number, the
-// first one's being firstLine. Users come before keys. The same lines may be sent again: what is there already is counted and left as it is. With dryRun
-// nothing is changed. Errors: the reader's, ErrUnavailable and ErrUnknown; then some lines may have been taken, and all can be
+// first one's being firstLine. Users come before keys. The same lines may be sent again: what is there already is counted and
+// left as it is. With dryRun nothing is changed. Errors: the reader's, ErrUnavailable and ErrUnknown; then some lines may have been taken, and all can be
 // sent again.
 func (s *Server) Import(ctx context.Context, r io.Reader, firstLine int, dryRun bool) (ImportReport, error) {
 	report := ImportReport{Errors: []ImportError{}}
@@ -235,8 +235,8 @@ func (s *Server) importKeyRow(l *importLine, created int64) (row state.ImportRow
 		}
 	}
 	if l.RateLimit != nil {
-		for _, field := range checkRateLimit(*l.RateLimit) {
-			return row, field.Field + ": " + field.Detail
+		if fields := checkRateLimit(*l.RateLimit); len(fields) > 0 {
+			return row, fields[0].Field + ": " + fields[0].Detail
 		}
 		key.RateLimit, key.RateWindow = l.RateLimit.Limit, l.RateLimit.WindowSeconds
 	}
