@@ -51,6 +51,7 @@ var sections = []struct {
 	{"sessions", prefixSession, "sSx", true},
 	{"signing_keys", prefixSigningKey, "g", true},
 	{"secrets", prefixSecrets, "c", true},
+	{"settings", prefixSettings, "p", true},
 	// These change by themselves: a key is used, a record is forgotten, an attack is noted.
 	{"key_usage", prefixKeyUsage, "tT", false},
 	{"audit_events", prefixAudit, "aAb", false},
