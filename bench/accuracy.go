@@ -76,17 +76,7 @@ func (a Accuracy) withDefaults() (Accuracy, error) {
 	a.Targets, a.Limits = slices.Clone(a.Targets), slices.Clone(a.Limits)
 	var problems []error
 	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	if len(a.Targets) == 0 || len(a.Targets) > MaxTargets {
-		wrong("targets: want 1 to %d, not %d", MaxTargets, len(a.Targets))
-	}
-	for i, target := range a.Targets {
-		u, err := url.Parse(target)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.User != nil || strings.Trim(u.Path, "/") != "" {
-			wrong("targets: want http://HOST:PORT or https://HOST:PORT, not %q", target)
-			continue
-		}
-		a.Targets[i] = u.Scheme + "://" + u.Host
-	}
+	checkTargets(a.Targets, wrong)
 	if a.Key == "" && (len(a.Limits) == 0 || len(a.Limits) > MaxLimits) {
 		wrong("limits: want 1 to %d of them, not %d", MaxLimits, len(a.Limits))
 	}

@@ -4,7 +4,10 @@
 // notes every answer, and compares what was admitted with what the limit allows. Start with Accuracy.Run, which makes a
 // [Report], and [Check], which judges a list of answers by itself.
 //
-// What it finds is certain in one direction: an over-admission that is reported did happen, since only answers that
+// [Load] asks how much the cluster takes and how long its answers take: Load.Run makes a [LoadReport]. [Compare] compares
+// two of them, read by [FiguresIn].
+//
+// What Accuracy finds is certain in one direction: an over-admission that is reported did happen, since only answers that
 // arrived count, each at the latest moment at which it can have been decided. Answers that were lost on the way, and what
 // others spend from the same limit, it cannot see.
 package bench

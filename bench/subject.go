@@ -186,13 +186,14 @@ func (m *maker) close(ctx context.Context) error {
 
 // api is the JSON side of the cluster, for preparations.
 type api struct {
-	base   string
-	client *http.Client
+	base         string
+	client       *http.Client
+	forwardedFor string // "": nothing is said
 }
 
 func newAPI(base string, timeout time.Duration) *api {
 	return &api{base: base, client: &http.Client{
-		Timeout: max(timeout, 15*time.Second), Transport: &http.Transport{MaxIdleConnsPerHost: 1, Proxy: http.ProxyFromEnvironment},
+		Timeout: max(timeout, 15*time.Second), Transport: &http.Transport{MaxIdleConnsPerHost: preparingKeys, Proxy: http.ProxyFromEnvironment},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 }
@@ -254,9 +255,12 @@ func (a *api) send(ctx context.Context, method, path, token, once string, body [
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
+	if a.forwardedFor != "" {
+		req.Header.Set("X-Forwarded-For", a.forwardedFor)
+	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return 0, 0, nil, fmt.Errorf("send: %w", err)
+		return 0, 0, nil, &unreachableError{err}
 	}
 	defer resp.Body.Close()
 	if answer, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err != nil {
@@ -268,6 +272,12 @@ func (a *api) send(ctx context.Context, method, path, token, once string, body [
 	}
 	return resp.StatusCode, time.Duration(max(seconds, 1)) * time.Second, answer, nil
 }
+
+// unreachableError is a request that got no answer.
+type unreachableError struct{ err error }
+
+func (e *unreachableError) Error() string { return "send: " + e.err.Error() }
+func (e *unreachableError) Unwrap() error { return e.err }
 
 func statusError(method, path string, status int, answer []byte) error {
 	var p struct {

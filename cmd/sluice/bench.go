@@ -17,6 +17,7 @@ import (
 )
 
 type benchCommand struct {
+	Run      benchRunCommand      `cmd:"" help:"Find out how much a running cluster takes, and how long its answers take."`
 	Accuracy benchAccuracyCommand `cmd:"" help:"Find out whether a running cluster ever exceeds a limit, or wastes it."`
 }
 
@@ -46,10 +47,18 @@ func benchVariables() kong.Vars {
 	for _, p := range bench.Patterns() {
 		names = append(names, p.Name)
 	}
+	var scenarios []string
+	for _, s := range bench.Scenarios() {
+		scenarios = append(scenarios, s.Name)
+	}
 	return kong.Vars{
 		"benchPatterns": strings.Join(names, ", "), "benchWindow": strconv.FormatInt(bench.DefaultWindow, 10),
 		"benchConcurrency": strconv.Itoa(bench.DefaultConcurrency), "benchDuration": bench.DefaultDuration.String(),
-		"benchAfter": bench.DefaultAfter.String(), "benchTimeout": bench.DefaultTimeout.String(),
+		"benchScenarios": strings.Join(scenarios, ", "), "benchStep": bench.DefaultStep.String(), "benchWarmup": bench.DefaultWarmup.String(),
+		"benchConnections": strconv.Itoa(bench.DefaultConnections), "benchUsers": strconv.Itoa(bench.DefaultUsers),
+		"benchKeys": strconv.Itoa(bench.DefaultKeys), "benchZipf": strconv.FormatFloat(bench.DefaultZipfExponent, 'f', -1, 64), "benchPath": bench.DefaultPath,
+		"benchAddresses": strconv.Itoa(bench.DefaultAddresses),
+		"benchAfter":     bench.DefaultAfter.String(), "benchTimeout": bench.DefaultTimeout.String(),
 	}
 }
 

@@ -37,6 +37,7 @@ func main() {
 
 // environment is what a command gets from outside.
 type environment struct {
+	args           []string  // without the program's name; run sets them
 	variables      []string  // as os.Environ gives them
 	stdin          io.Reader // nil: there is none
 	terminal       bool      // stdin is one, where somebody can be asked
@@ -93,6 +94,7 @@ func run(ctx context.Context, args []string, env environment) (code int) {
 			code = shown.code
 		}
 	}()
+	env.args = args
 	var cli commandLine
 	parser, err := kong.New(&cli,
 		kong.Name("sluice"),

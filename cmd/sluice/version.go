@@ -27,10 +27,17 @@ const released = "0.1.0-dev"
 
 // version is the release and, where the build knows it, the commit.
 func version() string {
-	v := released
+	if c := commit(); c != "" {
+		return released + "+" + c
+	}
+	return released
+}
+
+// commit is that of the sources, with ".dirty" where they differ from it; "" where the build does not know it.
+func commit() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return v
+		return ""
 	}
 	var revision, dirty string
 	for _, s := range info.Settings {
@@ -43,8 +50,8 @@ func version() string {
 			}
 		}
 	}
-	if revision != "" {
-		v += "+" + revision + dirty
+	if revision == "" {
+		return ""
 	}
-	return v
+	return revision + dirty
 }
