@@ -19,6 +19,7 @@ import (
 type benchCommand struct {
 	Run      benchRunCommand      `cmd:"" help:"Find out how much a running cluster takes, and how long its answers take."`
 	Accuracy benchAccuracyCommand `cmd:"" help:"Find out whether a running cluster ever exceeds a limit, or wastes it."`
+	Compare  benchCompareCommand  `cmd:"" help:"Compare two reports, and fail where the second is worse."`
 }
 
 type benchAccuracyCommand struct {
@@ -57,8 +58,10 @@ func benchVariables() kong.Vars {
 		"benchScenarios": strings.Join(scenarios, ", "), "benchStep": bench.DefaultStep.String(), "benchWarmup": bench.DefaultWarmup.String(),
 		"benchConnections": strconv.Itoa(bench.DefaultConnections), "benchUsers": strconv.Itoa(bench.DefaultUsers),
 		"benchKeys": strconv.Itoa(bench.DefaultKeys), "benchZipf": strconv.FormatFloat(bench.DefaultZipfExponent, 'f', -1, 64), "benchPath": bench.DefaultPath,
-		"benchAddresses": strconv.Itoa(bench.DefaultAddresses),
-		"benchAfter":     bench.DefaultAfter.String(), "benchTimeout": bench.DefaultTimeout.String(),
+		"benchAddresses":       strconv.Itoa(bench.DefaultAddresses),
+		"benchThroughputBound": strconv.FormatFloat(bench.DefaultThroughputBound, 'f', -1, 64),
+		"benchLatencyBound":    strconv.FormatFloat(bench.DefaultLatencyBound, 'f', -1, 64),
+		"benchAfter":           bench.DefaultAfter.String(), "benchTimeout": bench.DefaultTimeout.String(),
 	}
 }
 

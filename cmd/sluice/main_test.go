@@ -58,6 +58,8 @@ func TestRun_ExitCodes(t *testing.T) {
 		{[]string{"bench", "run", "--rate", "0"}, exitUsage, "", "rates: want 0.1 to 1000000, not 0"},
 		{[]string{"bench", "run", "--keys", "0"}, exitUsage, "", "--keys: want at least 1, not 0"},
 		{[]string{"bench", "run", "--target", "http://127.0.0.1:1"}, exitFailed, "", "target http://127.0.0.1:1 cannot be reached"},
+		{[]string{"bench", "compare", bad}, exitUsage, "", "want two reports, or one with --baseline, not 1"},
+		{[]string{"bench", "compare", bad, "--baseline", bad}, exitFailed, "", bad + ": read the report"},
 		{[]string{"limits", "explain", "--help"}, exitDone, "--policy", ""},
 		{[]string{"limits", "reset"}, exitUsage, "", "<subject>"},
 		{[]string{"bench"}, exitUsage, "", "accuracy"},
@@ -74,6 +76,43 @@ func TestRun_ExitCodes(t *testing.T) {
 		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) {
 			t.Errorf("sluice %s: code %d, want %d; standard output %q, want %q; standard error %q, want %q",
 				strings.Join(test.args, " "), code, test.code, stdout, test.stdout, stderr, test.stderr)
+		}
+	}
+}
+
+func TestBenchCompare_ExitCodes(t *testing.T) {
+	t.Parallel()
+	write := func(name, values string) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(`{"kind":"load","schema":1,"scenario":"login","steps":[`+values+`]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	steps := func(throughput int) string {
+		var list []string
+		for i := range 3 {
+			list = append(list, fmt.Sprintf(`{"rate":0,"throughput":%d,"latency":{"p50_us":100,"p99_us":200}}`, throughput+i))
+		}
+		return strings.Join(list, ",")
+	}
+	before, same, worse := write("before", steps(1000)), write("same", steps(1001)), write("worse", steps(800))
+	for _, test := range []struct {
+		args   []string
+		code   int
+		stdout string
+	}{
+		{[]string{before, same}, exitDone, "same"},
+		{[]string{before, worse}, exitFailed, "WORSE"},
+		{[]string{worse, "--baseline", before}, exitFailed, "WORSE"},
+		{[]string{worse, before}, exitDone, "differs"},
+		{[]string{before, worse, "--throughput-bound", "0.7"}, exitDone, "differs"},
+		{[]string{before, worse, "--throughput-bound", "2"}, exitUsage, ""},
+		{[]string{before, worse, "--json"}, exitFailed, `"worse": true`},
+	} {
+		stdout, stderr, code := program(t, nil, append([]string{"bench", "compare"}, test.args...)...)
+		if code != test.code || !strings.Contains(stdout, test.stdout) {
+			t.Errorf("%v: code %d, want %d: %s%s", test.args, code, test.code, stdout, stderr)
 		}
 	}
 }
