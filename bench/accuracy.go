@@ -43,6 +43,9 @@ type Accuracy struct {
 	Token, Organization string
 	Seed                uint64 // of what is random; 0: chosen
 	Version             string // of this program, for the report
+	// Command without secrets, and Commit, for the report.
+	Command []string
+	Commit  string
 	// Progress is told each result as it comes, and what is being done; nil: nobody.
 	Progress func(Progress)
 }
@@ -187,6 +190,7 @@ func (a Accuracy) Run(ctx context.Context) (report *Report, err error) {
 	report = newReport(a)
 	api := newAPI(a.Targets[0], a.Timeout)
 	defer api.close()
+	report.Provenance.Cluster = lookAround(ctx, a.Targets, a.Timeout, Cluster{})
 	crew, err := newCrew(a)
 	if err != nil {
 		return report, err

@@ -213,7 +213,7 @@ func (l Load) Run(ctx context.Context) (report *LoadReport, err error) {
 	if err := g.reach(); err != nil {
 		return report, err
 	}
-	report.Provenance.Cluster = lookAround(ctx, o)
+	report.Provenance.Cluster = lookAround(ctx, o.Targets, o.Timeout, Cluster{Nodes: o.Nodes, Fsync: o.Fsync})
 
 	p := newPreparer(o)
 	defer p.api.close()

@@ -56,13 +56,12 @@ func (p *Provenance) writeText(w io.Writer) {
 }
 
 // lookAround asks each target once who it is. One that does not say, because it is something else or its limits are
-// spent, is no mistake.
-func lookAround(ctx context.Context, l *Load) Cluster {
-	c := Cluster{Nodes: l.Nodes, Fsync: l.Fsync}
+// spent, is no mistake. c is what was told.
+func lookAround(ctx context.Context, targets []string, timeout time.Duration, c Cluster) Cluster {
 	seen := make(map[string]bool)
-	client := &http.Client{Timeout: l.Timeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{Timeout: timeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	defer client.CloseIdleConnections()
-	for _, target := range l.Targets {
+	for _, target := range targets {
 		id, version := whoIs(ctx, client, target)
 		if id == "" {
 			continue

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -13,19 +12,22 @@ import (
 
 // Report is what a measurement found, with what is needed to repeat it.
 type Report struct {
-	Started     time.Time `json:"started"`
-	Version     string    `json:"version,omitempty"` // of the program that measured
-	Targets     []string  `json:"targets"`
-	Algorithm   string    `json:"algorithm"`
-	Concurrency int       `json:"concurrency"`
-	Seed        uint64    `json:"seed"`
-	SkewMillis  int64     `json:"clock_skew_ms"`
-	AfterMillis int64     `json:"after_ms"`
-	Go          string    `json:"go"`
-	Platform    string    `json:"platform"`
-	CPU         string    `json:"cpu,omitempty"` // of the machine that this program ran on, where it says
-	CPUs        int       `json:"cpus"`
-	Results     []Result  `json:"results"`
+	Kind        string     `json:"kind"`
+	Schema      int        `json:"schema"`
+	Provenance  Provenance `json:"provenance"`
+	Started     time.Time  `json:"started"`
+	Version     string     `json:"version,omitempty"` // of the program that measured
+	Targets     []string   `json:"targets"`
+	Algorithm   string     `json:"algorithm"`
+	Concurrency int        `json:"concurrency"`
+	Seed        uint64     `json:"seed"`
+	SkewMillis  int64      `json:"clock_skew_ms"`
+	AfterMillis int64      `json:"after_ms"`
+	Go          string     `json:"go"`
+	Platform    string     `json:"platform"`
+	CPU         string     `json:"cpu,omitempty"` // of the machine that this program ran on, where it says
+	CPUs        int        `json:"cpus"`
+	Results     []Result   `json:"results"`
 	// OverAdmitted says that some limit was exceeded, or an admission counted in an impossible window.
 	OverAdmitted bool     `json:"over_admitted"`
 	Notes        []string `json:"notes,omitempty"`
@@ -70,6 +72,7 @@ func (r *Result) Over() bool { return r.OverUnits > 0 || r.Misnamed > 0 }
 
 func newReport(a Accuracy) *Report {
 	return &Report{
+		Kind: KindAccuracy, Schema: SchemaReport, Provenance: newProvenance(a.Command, a.Version, a.Commit),
 		Started: time.Now().UTC().Truncate(time.Second), Targets: a.Targets, Algorithm: a.algorithm(), Concurrency: a.Concurrency,
 		Seed: a.Seed, SkewMillis: a.ClockSkew.Milliseconds(), AfterMillis: a.After.Milliseconds(),
 		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPU: processor(), CPUs: runtime.NumCPU(), Version: a.Version, Results: []Result{},
@@ -149,14 +152,7 @@ func share(part, whole int) *float64 {
 }
 
 // WriteJSON writes the report for programs.
-func (r *Report) WriteJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	if err := e.Encode(r); err != nil {
-		return fmt.Errorf("write the report: %w", err)
-	}
-	return nil
-}
+func (r *Report) WriteJSON(w io.Writer) error { return writeJSON(w, r) }
 
 // WriteText writes the report for people: a table for each pattern.
 func (r *Report) WriteText(w io.Writer) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,6 +41,8 @@ type benchAccuracyCommand struct {
 	Organization string        `placeholder:"ID" help:"Where the token makes keys; its own, unless given."`
 	Seed         uint64        `placeholder:"N" help:"Of what is random; chosen, unless given."`
 	JSON         bool          `name:"json" help:"Print the report as JSON."`
+	Output       string        `placeholder:"FILE" help:"Write the report as JSON into a file as well."`
+	HTML         string        `name:"html" placeholder:"FILE" help:"Write the report as one HTML page, with plots, into a file as well."`
 }
 
 // benchVariables are what the help takes from the package bench.
@@ -81,6 +84,7 @@ func (c *benchAccuracyCommand) Run(ctx context.Context, env environment) error {
 		Targets: c.Target, Limits: c.Limit, Window: c.Window, Fixed: c.Algorithm == "fixed_window", Tokens: c.Algorithm == "token_bucket", Patterns: c.Patterns,
 		Requests: c.Requests, Concurrency: c.Concurrency, Duration: c.Duration, After: c.After, Timeout: c.Timeout,
 		ClockSkew: c.ClockSkew, Key: c.Key, Token: c.Token, Organization: c.Organization, Seed: c.Seed, Version: version(),
+		Command: bench.WithoutSecrets(slices.Concat([]string{"sluice"}, env.args)), Commit: commit(),
 		Progress: func(p bench.Progress) {
 			if p.Doing != "" {
 				fmt.Fprintf(env.stderr, "sluice bench: %s\n", p.Doing)
@@ -93,11 +97,7 @@ func (c *benchAccuracyCommand) Run(ctx context.Context, env environment) error {
 		return &usageError{err.Error()}
 	}
 	if report != nil && (len(report.Results) > 0 || c.JSON) {
-		write := report.WriteText
-		if c.JSON {
-			write = report.WriteJSON
-		}
-		err = errors.Join(err, write(env.stdout))
+		err = errors.Join(err, writeBenchReport(env.stdout, report, c.JSON, c.Output, c.HTML))
 	}
 	if report != nil && report.OverAdmitted {
 		err = errors.Join(err, errors.New("a limit was exceeded"))

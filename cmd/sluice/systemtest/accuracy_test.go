@@ -2,7 +2,9 @@ package systemtest
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -34,7 +36,8 @@ func TestBenchAccuracy_TokenBucket(t *testing.T) {
 // benchAccuracy measures a limit of 10 with two patterns.
 func benchAccuracy(t *testing.T, c *cluster, args ...string) (report bench.Report) {
 	t.Helper()
-	args = append([]string{"bench", "accuracy", "--json", "--target", strings.Join(c.urls, ","), "--limit", "10", "--requests", "300", "--deadline", "1m"}, args...)
+	html := filepath.Join(t.TempDir(), "report.html")
+	args = append([]string{"bench", "accuracy", "--json", "--target", strings.Join(c.urls, ","), "--limit", "10", "--requests", "300", "--deadline", "1m", "--html", html}, args...)
 	run := exec.CommandContext(t.Context(), binary, args...)
 	run.Env = cleanEnvironment()
 	var stderr lockedBuffer
@@ -48,6 +51,13 @@ func benchAccuracy(t *testing.T, c *cluster, args ...string) (report bench.Repor
 	}
 	if len(report.Results) != 2 || report.OverAdmitted {
 		t.Errorf("%d results, over-admitted %v, want 2 and false", len(report.Results), report.OverAdmitted)
+	}
+	if p := report.Provenance; report.Kind != bench.KindAccuracy || report.Schema != bench.SchemaReport || p.Cluster.Nodes != 3 || p.Cluster.Fsync != "always" || len(p.Command) < 3 {
+		t.Errorf("%s %d, provenance %+v", report.Kind, report.Schema, p)
+	}
+	plotted := report.Results[0].Burst == 0 // a token bucket has no windows
+	if page, err := os.ReadFile(html); err != nil || strings.Contains(string(page), "Admitted in each window: hopping") != plotted || !strings.Contains(string(page), "no limit was exceeded") {
+		t.Errorf("the page: %v\n%s", err, page)
 	}
 	return report
 }
