@@ -20,6 +20,7 @@ import (
 type benchCommand struct {
 	Run      benchRunCommand      `cmd:"" help:"Find out how much a running cluster takes, and how long its answers take."`
 	Accuracy benchAccuracyCommand `cmd:"" help:"Find out whether a running cluster ever exceeds a limit, or wastes it."`
+	Floor    benchFloorCommand    `cmd:"" help:"Serve empty answers, for measurements to be compared with."`
 	Compare  benchCompareCommand  `cmd:"" help:"Compare two reports, and fail where the second is worse."`
 }
 

@@ -80,6 +80,20 @@ func TestRun_ExitCodes(t *testing.T) {
 	}
 }
 
+func TestBenchFloor_EndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out, errs bytes.Buffer
+	code := run(ctx, []string{"bench", "floor", "--listen", "127.0.0.1:0"}, environment{stdout: &out, stderr: &errs})
+	if code != exitDone || !strings.HasPrefix(out.String(), "ready http://127.0.0.1:") {
+		t.Errorf("code %d: %s%s", code, out.String(), errs.String())
+	}
+	if _, stderr, code := program(t, nil, "bench", "floor", "--listen", "nowhere:x"); code != exitFailed || !strings.Contains(stderr, "listen: ") {
+		t.Errorf("code %d: %s", code, stderr)
+	}
+}
+
 func TestBenchCompare_ExitCodes(t *testing.T) {
 	t.Parallel()
 	write := func(name, values string) string {
