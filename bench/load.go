@@ -34,7 +34,9 @@ type Load struct {
 	ZipfExponent           float64 // above 1; 0: DefaultZipfExponent
 	// Limit in Window seconds is that of keys that are made, and that checks of the check API ask for; 0: MaxLimit, 1.
 	Limit, Window int64
-	Path          string // of the gateway scenario; "": DefaultPath
+	// Check is what limits-check sends to a server with a check API of another shape; nil: Sluice's own.
+	Check *CheckRequest
+	Path  string // of the gateway scenario; "": DefaultPath
 	// MaxP99, above 0, looks for the highest rate whose 99th percentile stays under it, from Rates[0] on if it is given.
 	MaxP99  time.Duration
 	Timeout time.Duration // of one request; 0: DefaultTimeout
@@ -51,6 +53,10 @@ type Load struct {
 	// by one goroutine at a time.
 	Progress func(LoadProgress)
 }
+
+// CheckRequest is a request about one key of the caller's own: a POST of Head, the key's number and Tail. An answer that
+// contains Refused, which is not empty, is a refusal.
+type CheckRequest struct{ Path, Head, Tail, Refused string }
 
 // Share is a part of a mixed load.
 type Share struct {

@@ -138,7 +138,7 @@ func (s *Second) Throughput() float64 {
 
 func newLoadReport(l *Load) *LoadReport {
 	r := &LoadReport{
-		Kind: KindLoad, Schema: SchemaReport, Provenance: newProvenance(l.Command, l.Version, l.Commit), Targets: l.Targets, Scenario: l.Scenario, Mix: l.Mix,
+		Kind: KindLoad, Schema: SchemaReport, Provenance: NewProvenance(l.Command, l.Version, l.Commit), Targets: l.Targets, Scenario: l.Scenario, Mix: l.Mix,
 		Loop: "closed", Concurrency: l.Concurrency, Users: l.Users, Keys: l.Keys, Addresses: l.Addresses, Distribution: l.Distribution,
 		Limit: l.Limit, Window: l.Window, Seed: l.Seed, WarmupMillis: l.Warmup.Milliseconds(), Steps: []Step{},
 	}

@@ -36,7 +36,8 @@ type Cluster struct {
 	Fsync string `json:"fsync"`
 }
 
-func newProvenance(command []string, version, commit string) Provenance {
+// NewProvenance looks at this machine. The command must hold no secrets: see WithoutSecrets.
+func NewProvenance(command []string, version, commit string) Provenance {
 	return Provenance{
 		Started: time.Now().UTC().Truncate(time.Second), Command: command, Version: version, Commit: commit, Go: runtime.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH, CPU: processor(), CPUs: runtime.NumCPU(), GOMAXPROCS: runtime.GOMAXPROCS(0),

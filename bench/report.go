@@ -72,7 +72,7 @@ func (r *Result) Over() bool { return r.OverUnits > 0 || r.Misnamed > 0 }
 
 func newReport(a Accuracy) *Report {
 	return &Report{
-		Kind: KindAccuracy, Schema: SchemaReport, Provenance: newProvenance(a.Command, a.Version, a.Commit),
+		Kind: KindAccuracy, Schema: SchemaReport, Provenance: NewProvenance(a.Command, a.Version, a.Commit),
 		Started: time.Now().UTC().Truncate(time.Second), Targets: a.Targets, Algorithm: a.algorithm(), Concurrency: a.Concurrency,
 		Seed: a.Seed, SkewMillis: a.ClockSkew.Milliseconds(), AfterMillis: a.After.Milliseconds(),
 		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH, CPU: processor(), CPUs: runtime.NumCPU(), Version: a.Version, Results: []Result{},

@@ -174,19 +174,26 @@ func gateway(l *Load, m *material, random *rand.Rand) operation {
 
 // limitsCheck asks about as many keys of the caller's own as there are API keys, chosen apart from these.
 func limitsCheck(l *Load, m *material, random *rand.Rand) operation {
-	w := l.writer("POST", "/api/v1/limits/check", m.keys, "X-API-Key: ", random)
+	check := l.Check
+	if check == nil {
+		check = &CheckRequest{
+			Path: "/api/v1/limits/check", Head: fmt.Sprintf(`{"key":"%s-`, m.prefix), Tail: fmt.Sprintf(`","limit":%d,"window_seconds":%d}`, l.Limit, l.Window),
+			Refused: `"allowed":false`,
+		}
+	}
+	w := l.writer("POST", check.Path, m.keys, "X-API-Key: ", random)
 	choose := newChooser(l.Keys, l.Distribution, l.ZipfExponent, random)
-	head, tail := fmt.Sprintf(`{"key":"%s-`, m.prefix), fmt.Sprintf(`","limit":%d,"window_seconds":%d}`, l.Limit, l.Window)
+	refused := []byte(check.Refused)
 	var body []byte
 	return operation{
 		render: func(b []byte, host string) []byte {
-			body = strconv.AppendInt(append(body[:0], head...), int64(choose()), 10)
-			body = append(body, tail...)
+			body = strconv.AppendInt(append(body[:0], check.Head...), int64(choose()), 10)
+			body = append(body, check.Tail...)
 			return w.withBody(b, host, body)
 		},
 		judge: func(a answer) outcome {
 			o := byStatus(a)
-			o.refused = o.refused || bytes.Contains(a.body, []byte(`"allowed":false`))
+			o.refused = o.refused || bytes.Contains(a.body, refused)
 			return o
 		},
 	}
