@@ -108,7 +108,7 @@ func (c *call) gubernatorCall() error {
 		// A page in somebody's browser, which may reach what the rest of the world may not.
 		return problem(http.StatusForbidden, "forbidden", "this listener is not for web pages")
 	}
-	method := ""
+	var method string
 	switch string(c.ctx.Request.URI().PathOriginal()) {
 	case gubernatorPath:
 		method = http.MethodPost

@@ -155,7 +155,8 @@ func (s *Server) importRow(text []byte) (row state.ImportRow, detail string) {
 		return row, "holds more than one JSON object"
 	}
 	now := s.clock()
-	created, ok := now.UnixMilli(), true
+	var ok bool
+	created := now.UnixMilli()
 	if l.CreatedAt != "" {
 		if created, ok = parseTime(l.CreatedAt); !ok || created <= 0 {
 			return row, "created_at: must be a time as in RFC 3339"
@@ -228,7 +229,7 @@ func (s *Server) importKeyRow(l *importLine, created int64) (row state.ImportRow
 	default:
 		return row, `environment: must be "live" or "test"`
 	}
-	ok := true
+	var ok bool
 	if l.ExpiresAt != "" {
 		if key.ExpiresAt, ok = parseTime(l.ExpiresAt); !ok || key.ExpiresAt <= 0 {
 			return row, "expires_at: must be a time as in RFC 3339"

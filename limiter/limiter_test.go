@@ -119,10 +119,12 @@ func take(l *Limiter, rule Rule, subject string, cost int64) (Outcome, Verdict) 
 	return l.Take(c[:], v[:]), v[0]
 }
 
-// takePatient is take for shares that are there: on a machine too busy to answer within a wait it takes again.
+// takePatient is take for shares that are there: on a machine too busy to answer within a wait, or to wait at all, it takes
+// again.
 func takePatient(l *Limiter, rule Rule, subject string, cost int64) (o Outcome, v Verdict) {
 	for range 100 {
-		if o, v = take(l, rule, subject, cost); o != Refused || !v.Waited {
+		skipped := l.waitsSkipped.Load()
+		if o, v = take(l, rule, subject, cost); o != Refused || !v.Waited && l.waitsSkipped.Load() == skipped {
 			break
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"time"
 
 	"filippo.io/age"
@@ -190,7 +191,7 @@ func openHead(r io.Reader) (*Reader, [sha256.Size]byte, error) {
 	if err := json.Unmarshal(text, &b.Header); err != nil {
 		return nil, none, fmt.Errorf("%w: header: %w", ErrDamaged, err)
 	}
-	return b, sha256.Sum256(append(fixed, text...)), nil
+	return b, sha256.Sum256(slices.Concat(fixed, text)), nil
 }
 
 // Read reads the snapshot.
