@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -25,21 +26,16 @@ type certificates struct {
 	current atomic.Pointer[tls.Certificate]
 	failing atomic.Bool // the files hold no pair that could be used
 
-	mu   sync.Mutex // one reload at a time
-	seen [2]fileVersion
-}
-
-// fileVersion tells two contents of a file apart, without reading it. The zero value is a file that is not there.
-type fileVersion struct {
-	modified time.Time
-	size     int64
+	mu   sync.Mutex           // one reload at a time
+	seen [2][sha256.Size]byte // hashes of what the files held when they were last taken; zero for one that could not be read
 }
 
 // openCertificates reads the pair for the first time. key is the setting that names the certificate.
 func openCertificates(key, certFile, keyFile string, log *slog.Logger) (*certificates, error) {
 	c := &certificates{certFile: certFile, keyFile: keyFile, log: log}
-	c.seen = c.versions()
-	cert, err := loadCertificate(certFile, keyFile)
+	var cert *tls.Certificate
+	var err error
+	cert, c.seen, err = loadCertificate(certFile, keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
@@ -48,39 +44,40 @@ func openCertificates(key, certFile, keyFile string, log *slog.Logger) (*certifi
 	return c, nil
 }
 
-// loadCertificate reads a certificate with its chain, and its key. Errors name the file.
-func loadCertificate(certFile, keyFile string) (*tls.Certificate, error) {
-	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+// loadCertificate reads a certificate with its chain, and its key, and says what the files held. Errors name the file. It follows
+// symbolic links, which is how orchestrators swap a whole directory.
+func loadCertificate(certFile, keyFile string) (cert *tls.Certificate, held [2][sha256.Size]byte, err error) {
+	var texts [2][]byte
+	var problems []error
+	for i, path := range []string{certFile, keyFile} {
+		var err error
+		if texts[i], err = os.ReadFile(path); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		held[i] = sha256.Sum256(texts[i])
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, held, err
+	}
+	pair, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
-		var path *os.PathError
-		if errors.As(err, &path) {
-			return nil, err
-		}
-		return nil, fmt.Errorf("%s and %s: %w", certFile, keyFile, err)
+		return nil, held, fmt.Errorf("%s and %s: %w", certFile, keyFile, err)
 	}
-	return &cert, nil
+	return &pair, held, nil
 }
 
-// versions follows symbolic links, which is how orchestrators swap a whole directory.
-func (c *certificates) versions() (v [2]fileVersion) {
-	for i, path := range []string{c.certFile, c.keyFile} {
-		if info, err := os.Stat(path); err == nil {
-			v[i] = fileVersion{info.ModTime(), info.Size()}
-		}
-	}
-	return v
-}
-
-// reload reads the files again, where they have changed or force is set. The error says why the pair in use stays.
+// reload reads the files again, and takes what they hold where that has changed or force is set. What they hold is compared, since
+// two contents can have one time of change: a file system's clock may stand still for milliseconds. The error says why the
+// pair in use stays.
 func (c *certificates) reload(force bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	versions := c.versions() // before the contents: what changes in between is seen the next time
-	if versions == c.seen && !force {
+	cert, held, err := loadCertificate(c.certFile, c.keyFile)
+	if held == c.seen && !force {
 		return nil
 	}
-	c.seen = versions
-	cert, err := loadCertificate(c.certFile, c.keyFile)
+	c.seen = held
 	c.failing.Store(err != nil)
 	if err != nil {
 		c.log.Error("certificate not reloaded; the one in use stays", "error", err, "until", c.current.Load().Leaf.NotAfter)

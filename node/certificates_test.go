@@ -160,7 +160,7 @@ func TestTLS_ServesAndReloads(t *testing.T) {
 		t.Error("a client that wants HTTP/2 alone was served")
 	}
 
-	// By its time of change, and at once when asked to.
+	// By itself, and at once when asked to.
 	a.issue(dir, 101)
 	nodetest.WaitFor(t, "the new certificate", func() error {
 		if got := serial(); got != 101 {

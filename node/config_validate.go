@@ -251,7 +251,7 @@ func (v *validator) certificate(listener, cert, key string) {
 	case cert == "" && key != "":
 		v.fail(certKey, "is missing: %s is set", v.also(keyKey))
 	case cert != "":
-		if _, err := loadCertificate(cert, key); err != nil {
+		if _, _, err := loadCertificate(cert, key); err != nil {
 			v.fail(certKey, "%v", err)
 		}
 	}
