@@ -8,7 +8,7 @@ package limiter
 const (
 	// yieldNanos is how long a node leaves tokens to others, doubled by each further loss in a row up to maxLost; up to
 	// yieldFullNanos where the bucket cannot hold more than was asked for, so that nothing can pile up.
-	yieldNanos, yieldFullNanos = int64(25e6), int64(800e6)
+	yieldNanos, yieldFullNanos = int64(25e6), int64(150e6)
 	maxLost                    = 9
 	// staleNanos is how far what is known of others is behind: what they have spent since is not there.
 	staleNanos = int64(20e6)
