@@ -324,6 +324,20 @@ func (w *walk) checks(who people, at *place) {
 	w.do(call{op: check, key: at.keys["events:read"], body: body, code: "insufficient_scope"}, 403)
 	w.do(call{op: check, token: who.byRole["owner"].token, body: body, code: "forbidden"}, 403)
 	w.do(call{op: check, body: body, code: "authentication_required"}, 401)
+
+	const gubernator = "POST /v1/GetRateLimits"
+	hit := func(hits, limit int) object {
+		return object{"requests": []object{{"name": "walk", "uniqueKey": at.id, "hits": hits, "limit": limit, "duration": 3_600_000}}}
+	}
+	for i := range 8 {
+		res := w.do(call{op: gubernator, key: key, body: hit(1, 5)}, 200)
+		if got := strings.Contains(string(res.body), "OVER_LIMIT"); got != (i >= 5) {
+			w.t.Errorf("hit %d of 5: %v", i+1, res)
+		}
+	}
+	w.do(call{op: gubernator, key: key, body: object{"requests": []object{}}, code: "invalid_input"}, 422)
+	w.do(call{op: gubernator, key: at.keys["events:read"], body: hit(1, 5), code: "insufficient_scope"}, 403)
+	w.do(call{op: gubernator, token: who.byRole["owner"].token, body: hit(1, 5), code: "forbidden"}, 403)
 }
 
 func (w *walk) tokens(who people, at *place) {

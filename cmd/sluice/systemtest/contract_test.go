@@ -426,7 +426,7 @@ func (w *walk) everywhere(operations map[string]operation, who people, at *place
 		}
 		caller := func(k *call) {
 			switch {
-			case op == "POST /oauth2/introspect", op == "POST /api/v1/limits/check":
+			case op == "POST /oauth2/introspect", op == "POST /api/v1/limits/check", op == "POST /v1/GetRateLimits":
 				k.key = at.keys["*"]
 			case o.needsCredential():
 				k.token = owner
