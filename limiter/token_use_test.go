@@ -46,7 +46,7 @@ func TestTokens_NothingWasted(t *testing.T) {
 	for name, pick := range loadPatterns {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for _, nodes := range []int{2, 3, 5, 10, 20} {
+			for _, nodes := range clusterSizes() {
 				for _, rule := range []Rule{
 					{Limit: 10, Window: 1, Burst: 20}, {Limit: 10, Window: 1, Burst: 10}, {Limit: 100, Window: 1, Burst: 100},
 					{Limit: 1000, Window: 1, Burst: 500}, {Limit: 100, Window: 60, Burst: 10}, {Limit: 3, Window: 1, Burst: 3},
