@@ -6,10 +6,10 @@ package limiter
 // is asked no more, tokens pile up, and who is asked then gathers them before any flows over.
 
 const (
-	// yieldNanos is how long a node leaves tokens to others, doubled by each further loss in a row up to maxLost; up to
-	// yieldFullNanos where the bucket cannot hold more than was asked for, so that nothing can pile up.
-	yieldNanos, yieldFullNanos = int64(25e6), int64(150e6)
-	maxLost                    = 9
+	// yieldNanos is how long a node leaves tokens to others, doubled by each further loss in a row up to maxLost; up to yieldMost where
+	// none pile up meanwhile, so that one that somebody asks for does not stand unused for long.
+	yieldNanos, yieldMost = int64(25e6), int64(150e6)
+	maxLost               = 9
 	// staleNanos is how far what is known of others is behind: what they have spent since is not there.
 	staleNanos = int64(20e6)
 )
@@ -22,12 +22,21 @@ func (tk *tokens) yields(rule *Rule, units, need, sum, nanos, mono int64) bool {
 		return false
 	}
 	room := (rule.Burst*grains - units) / 2
+	if full := rule.Burst*grains - tk.content - tk.room; room > 0 && sum >= full-full/64 {
+		return false // all that others can hold: nobody gathers it, and it becomes no more
+	}
 	if mono >= tr.yieldTo {
-		return sum < need+min(room, units) // whoever gathers leaves less than that
+		return pilesUp(rule, units, nanos) && sum < need+min(room, units) // whoever gathers leaves less than that
 	}
 	rate := rule.Limit * grains
 	more := min(mulFloor(yieldPause(tr.lost), rate, nanos), units+mulFloor(staleNanos, rate, nanos))
 	return room <= 0 || sum < need+min(room, more)
+}
+
+// pilesUp says whether units come within a second, so that whoever yields finds more of them soon. Where they come more seldom, few
+// requests meet, and one that is there would wait for its like.
+func pilesUp(rule *Rule, units, nanos int64) bool {
+	return mulFloor(int64(1e9), rule.Limit*grains, nanos) >= units
 }
 
 func yieldPause(lost uint8) int64 { return yieldNanos << (lost - 1) }
@@ -38,8 +47,8 @@ func (tk *tokens) lose(rule *Rule, units, mono int64, spread uint8) {
 	tr := tk.dealings()
 	tr.lost = min(tr.lost+1, maxLost)
 	pause := yieldPause(tr.lost)
-	if rule.Burst*grains-units < 2 {
-		pause = min(pause, yieldFullNanos)
+	if rule.Burst*grains-units < 2 || !pilesUp(rule, units, rule.Window*1e9) {
+		pause = min(pause, yieldMost)
 	}
 	tr.yieldTo = mono + pause + pause*int64(spread)/256
 }
