@@ -11,12 +11,11 @@ type simTokens struct {
 	list   []*simSpend // in the order of admission, which the readings of clocks need not follow
 	order  []*simSpend // the same by time, without what was given back
 	sorted bool
-	// content is that of a bucket that knows everything, in parts: a grain less than nothing is too much admitted. Only while
-	// there is one rule.
-	content int64
-	frac    int64
-	at      int64
+	rules  []simExact
 }
+
+// simExact is a bucket that knows everything, of one limit and burst: a grain less than nothing is too much admitted.
+type simExact struct{ limit, burst, content, frac, at int64 }
 
 // simSpend is an admission: when its node's clock was read, in nanoseconds of true time, and the highest limit and burst
 // in force then.
@@ -87,14 +86,9 @@ func (s *sim) drawn(n *simNode, r *simRequest, i int) {
 }
 
 func (s *sim) checkTokens(name simName, k *simTokens, sp *simSpend) {
-	one := len(s.force[name.bucket].rules) == 0
-	if k.sorted && sp.at >= k.order[len(k.order)-1].at {
+	if k.known(sp) && k.sorted && sp.at >= k.order[len(k.order)-1].at {
 		k.order = append(k.order, sp)
-		if one {
-			s.draw(name, k, sp)
-		} else {
-			s.checkBack(name, k, len(k.order)-1)
-		}
+		s.draw(name, k, sp)
 		return
 	}
 	k.order = k.order[:0]
@@ -104,58 +98,70 @@ func (s *sim) checkTokens(name simName, k *simTokens, sp *simSpend) {
 		}
 	}
 	slices.SortStableFunc(k.order, func(a, b *simSpend) int { return cmp.Compare(a.at, b.at) })
-	k.sorted, k.at = true, 0
-	for i := range k.order {
-		if one {
-			s.draw(name, k, k.order[i])
-		} else if k.order[i].at >= sp.at {
-			s.checkBack(name, k, i)
+	k.sorted = true
+	for i := range k.rules {
+		k.rules[i].at = 0
+	}
+	for _, sp := range k.order {
+		s.draw(name, k, sp)
+	}
+}
+
+// known says whether there are exact buckets for an admission's limit and burst, and makes them: one for each pair of what was
+// ever in force, since the highest limit in a stretch of time may be of one admission and the highest burst of another.
+func (k *simTokens) known(sp *simSpend) bool {
+	limits, bursts := []int64{sp.limit}, []int64{sp.burst}
+	var limit, burst bool
+	for i := range k.rules {
+		x := &k.rules[i]
+		limit, burst = limit || x.limit == sp.limit, burst || x.burst == sp.burst
+		limits, bursts = append(limits, x.limit), append(bursts, x.burst)
+	}
+	if limit && burst {
+		return true
+	}
+	slices.Sort(limits)
+	slices.Sort(bursts)
+	limits, bursts, k.rules = slices.Compact(limits), slices.Compact(bursts), k.rules[:0]
+	for _, l := range limits {
+		for _, b := range bursts {
+			k.rules = append(k.rules, simExact{limit: l, burst: b})
 		}
 	}
+	return false
 }
 
-// draw takes an admission out of a bucket that knows everything: exact, and enough while limit and burst stay the same.
+// draw takes an admission out of the exact buckets. Each stands for the stretches of time in which nothing higher was in force, and
+// begins anew, full, after an admission that was by something higher.
 func (s *sim) draw(name simName, k *simTokens, sp *simSpend) {
-	nanos, full := s.buckets[name.bucket].rule.Window*1e9, sp.burst*grains
-	if k.at == 0 {
-		k.content, k.frac, k.at = full, 0, sp.at
-	}
-	hi, lo := bits.Mul64(uint64(sp.at-k.at), uint64(sp.limit*grains))
-	lo, carry := bits.Add64(lo, uint64(k.frac), 0)
-	if hi += carry; hi >= uint64(nanos) {
-		k.content = full
-	} else {
-		q, rest := bits.Div64(hi, lo, uint64(nanos))
-		k.content += int64(min(q, uint64(full-k.content)))
-		k.frac = int64(rest)
-	}
-	if k.content >= full {
-		k.content, k.frac = full, 0
-	}
-	k.at = sp.at
-	if k.content -= sp.cost * grains; k.content < 0 {
-		s.fail("I1: %+v (%+v): %d grains more than burst + rate · t admitted at %d", name, s.buckets[name.bucket].rule, -k.content, sp.at)
-		k.content = 0
-	}
-}
-
-// checkBack holds every stretch of time that ends with admission i against the highest limit and burst in it.
-func (s *sim) checkBack(name simName, k *simTokens, i int) {
-	var sum, limit, burst int64
 	nanos := s.buckets[name.bucket].rule.Window * 1e9
-	for j := i; j >= 0; j-- {
-		sp := k.order[j]
-		sum += sp.cost
-		limit, burst = max(limit, sp.limit), max(burst, sp.burst)
-		if sum <= burst {
+	for i := range k.rules {
+		x := &k.rules[i]
+		if sp.limit > x.limit || sp.burst > x.burst {
+			x.at = 0
 			continue
 		}
-		hi, lo := bits.Mul64(uint64(sum-burst), uint64(nanos))
-		mostHi, mostLo := bits.Mul64(uint64(limit), uint64(k.order[i].at-sp.at))
-		if hi > mostHi || hi == mostHi && lo > mostLo {
-			s.fail("I1: %+v (%+v): %d admitted from %d to %d, at most %d and %d in %d s are allowed",
-				name, s.buckets[name.bucket].rule, sum, sp.at, k.order[i].at, burst, limit, nanos/1e9)
-			return
+		full := x.burst * grains
+		if x.at == 0 {
+			x.content, x.frac, x.at = full, 0, sp.at
+		}
+		hi, lo := bits.Mul64(uint64(sp.at-x.at), uint64(x.limit*grains))
+		lo, carry := bits.Add64(lo, uint64(x.frac), 0)
+		if hi += carry; hi >= uint64(nanos) {
+			x.content = full
+		} else {
+			q, rest := bits.Div64(hi, lo, uint64(nanos))
+			x.content += int64(min(q, uint64(full-x.content)))
+			x.frac = int64(rest)
+		}
+		if x.content >= full {
+			x.content, x.frac = full, 0
+		}
+		x.at = sp.at
+		if x.content -= sp.cost * grains; x.content < 0 {
+			s.fail("I1: %+v (%+v): %d grains more than burst + rate · t admitted at %d, where %d and a burst of %d were the highest in force",
+				name, s.buckets[name.bucket].rule, -x.content, sp.at, x.limit, x.burst)
+			x.content = 0
 		}
 	}
 }
