@@ -272,7 +272,7 @@ func (a *adminServer) restoreFrom(r *http.Request, body io.Reader, received func
 		how.EndSessionsAt = n.opts.clock().UnixMilli()
 	}
 	n.log.Warn("restoring a backup", "component", "backup", "of", header.ClusterID, "index", header.Index, "made", header.CreatedAt)
-	if err := n.restore(ctx, file, how); err != nil {
+	if err := n.restore(ctx, file, contents.Level, how); err != nil {
 		n.log.Error("backup not restored", "component", "backup", "error", err)
 		return nil, err
 	}

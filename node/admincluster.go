@@ -28,6 +28,7 @@ type ClusterStatus struct {
 	Roster      RosterStatus `json:"roster"`
 	Nodes       []NodeStatus `json:"nodes"`    // by id
 	Leaves      []LeaveEntry `json:"leaves"`   // of nodes whose shares count in windows that may be open
+	Level       uint64       `json:"level"`    // what all members' versions can read (state.Level)
 	Problems    []string     `json:"problems"` // of the cluster as a whole; those of nodes stand there
 }
 
@@ -58,8 +59,10 @@ type NodeStatus struct {
 	Lag          *uint64 `json:"lag"`
 	InRoster     bool    `json:"in_roster"`
 	// SettingsVersion is what it goes by, 0 for its own configuration alone, null where it did not answer.
-	SettingsVersion *uint64  `json:"settings_version"`
-	Problems        []string `json:"problems"`
+	SettingsVersion *uint64 `json:"settings_version"`
+	// Level is the highest that its version knows, null where it did not answer.
+	Level    *uint64  `json:"level"`
+	Problems []string `json:"problems"`
 }
 
 func (a *adminServer) cluster(r *http.Request) (any, error) { return a.node.clusterStatus(r.Context()) }
@@ -69,6 +72,7 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 	s := ClusterStatus{
 		Cluster: n.cfg.Cluster, ClusterID: n.clusterID(), AnsweredBy: n.data.NodeID, Leader: n.LeaderID(),
 		Nodes: []NodeStatus{}, Leaves: []LeaveEntry{}, Problems: []string{}, Roster: RosterStatus{Nodes: []string{}},
+		Level: n.fsm.Level(),
 	}
 	limits := n.fsm.Limiter()
 	if limits.Horizon != 0 {
@@ -131,7 +135,8 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 			node.Name, node.Version, node.PeerAddress, node.GossipAddress = h.reply.Name, h.reply.Version, h.reply.Peer, h.reply.Gossip
 			applied, lag := h.reply.Applied, newest-min(newest, h.reply.Applied)
 			node.AppliedIndex, node.Lag = &applied, &lag
-			node.SettingsVersion = &h.reply.Settings
+			level := levelOf(h.reply.Level)
+			node.SettingsVersion, node.Level = &h.reply.Settings, &level
 			if lag > maxLag {
 				problem("is %d entries behind", lag)
 			}

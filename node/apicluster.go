@@ -24,6 +24,9 @@ func (a *apiCluster) Propose(ctx context.Context, requestID [16]byte, cmd state.
 	if _, ok := cmd.(state.ResetBucket); ok && err == nil {
 		n.tellLimiter() // the next request here is the new generation's already
 	}
+	if _, ok := cmd.(state.InitCluster); ok && err == nil {
+		n.wg.Go(n.raiseLevelAtFormation)
+	}
 	if err == nil && narrows(cmd, result) {
 		n.spread(ctx, result.Index)
 	}

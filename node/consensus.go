@@ -40,8 +40,9 @@ type consensusConfig struct {
 	fsm       *raftfsm.FSM
 	log       *slog.Logger
 	fatal     func(error)
-	bootstrap *formation // agreed configuration, used where the log is empty
-	member    bool       // this node has been a member before: an empty log is a lost one
+	bootstrap *formation                                                     // agreed configuration, used where the log is empty
+	member    bool                                                           // this node has been a member before: an empty log is a lost one
+	may       func(ctx context.Context, k *consensus, envelope []byte) error // asked before a command comes into the log; nil: all may
 }
 
 // consensus is this node's Raft with what has to be known about it all the time. Safe for concurrent use.
@@ -51,6 +52,8 @@ type consensus struct {
 	fsm   *raftfsm.FSM
 	store *logstore.Store
 	log   *slog.Logger
+
+	may func(ctx context.Context, k *consensus, envelope []byte) error
 
 	leadership   broadcast // leader or state changed; re-read, never count
 	leaderMoves  atomic.Int64
@@ -143,7 +146,7 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 	}
 
 	k := &consensus{
-		self: cfg.self, fsm: cfg.fsm, store: store, log: cfg.log,
+		self: cfg.self, fsm: cfg.fsm, store: store, log: cfg.log, may: cfg.may,
 		notify: make(chan bool, 1), observed: make(chan raft.Observation, 256), stop: make(chan struct{}),
 		contactLost: make(map[string]time.Time),
 	}

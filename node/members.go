@@ -102,7 +102,7 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 		return foundCluster{}, errors.New("the data directory is empty: set initial_members to form a cluster or join to enter one")
 	}
 	reply, err := n.joiner.ask(ctx, func() joinRequest {
-		return joinRequest{Address: n.peerAddress, Key: n.sealer.fingerprint}
+		return joinRequest{Address: n.peerAddress, Key: n.sealer.fingerprint, Level: state.Level}
 	})
 	if err != nil {
 		return foundCluster{}, err
@@ -141,7 +141,7 @@ func (n *Node) finishJoin(ctx context.Context, k *consensus, found foundCluster)
 		}
 	}
 	_, err := n.joiner.ask(ctx, func() joinRequest {
-		return joinRequest{Address: n.peerAddress, Voter: true, Applied: n.fsm.AppliedIndex(), Key: n.sealer.fingerprint}
+		return joinRequest{Address: n.peerAddress, Voter: true, Applied: n.fsm.AppliedIndex(), Key: n.sealer.fingerprint, Level: state.Level}
 	})
 	if err != nil {
 		return err
@@ -223,7 +223,7 @@ func (p *peerCalls) hello() helloReply {
 		NodeID: n.data.NodeID, Name: n.cfg.Name, Version: n.opts.version,
 		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
-		Problems: n.problems(), Settings: n.SettingsVersion(),
+		Problems: n.problems(), Settings: n.SettingsVersion(), Level: state.Level,
 	}
 	if k := n.consensus.Load(); k != nil {
 		if servers, err := k.servers(); err == nil {
@@ -297,6 +297,11 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 	// would count for the quorum and yet never serve.
 	if subtle.ConstantTimeCompare(req.Key, n.sealer.fingerprint) != 1 {
 		return joinReply{}, &refusedError{reason: ErrOtherKey.Error()}
+	}
+	n.levels.Lock()
+	defer n.levels.Unlock()
+	if level := n.fsm.Level(); levelOf(req.Level) < level {
+		return joinReply{}, &refusedError{reason: fmt.Sprintf("the cluster is of level %d, and this version knows levels up to %d: start a newer one", level, levelOf(req.Level))}
 	}
 	servers, err := k.servers()
 	if err != nil {

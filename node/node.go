@@ -76,6 +76,7 @@ type Node struct {
 	barriers                         *barriers
 	backingUp                        chan struct{} // one element for each backup being written
 	schedule                         *backupSchedule
+	levels                           sync.Mutex // held while the cluster's level is raised, and while a node is taken in
 	restoring                        sync.Mutex // held while a backup is taken in; one at a time
 	former                           *former
 	joiner                           *joiner
@@ -317,6 +318,7 @@ func (n *Node) form(ctx context.Context) error {
 		fatal:     n.opts.fatal,
 		bootstrap: found.bootstrap,
 		member:    found.member,
+		may:       n.mayCommit,
 	})
 	if err != nil {
 		return err

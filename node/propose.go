@@ -169,6 +169,16 @@ func (k *consensus) apply(ctx context.Context, envelope []byte) (state.Result, e
 	if !k.leads() {
 		return state.Result{}, errNotLeader
 	}
+	if k.may != nil {
+		if err := k.may(ctx, k, envelope); err != nil {
+			return state.Result{}, err
+		}
+	}
+	return k.commit(ctx, envelope)
+}
+
+// commit is apply of what may be in the log.
+func (k *consensus) commit(ctx context.Context, envelope []byte) (state.Result, error) {
 	future, err := k.enqueue(envelope)
 	if err != nil {
 		return state.Result{}, err

@@ -106,8 +106,8 @@ func dropFile(file *os.File) {
 	os.Remove(file.Name())
 }
 
-// restore brings a checked backup into the cluster, from this node as its leader.
-func (n *Node) restore(ctx context.Context, file *os.File, how raftfsm.Replacement) error {
+// restore brings a checked backup, whose state is of a level, into the cluster, from this node as its leader.
+func (n *Node) restore(ctx context.Context, file *os.File, level uint64, how raftfsm.Replacement) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreHorizon)
 	defer cancel()
 	k := n.consensus.Load()
@@ -116,6 +116,12 @@ func (n *Node) restore(ctx context.Context, file *os.File, how raftfsm.Replaceme
 	}
 	if _, err := k.proposeHere(ctx, n.opts.clock(), state.Horizon{Until: n.opts.clock().Add(restoreHorizon).UnixMilli(), Leader: n.data.NodeID}); err != nil {
 		return fmt.Errorf("raise horizon: %w", err)
+	}
+	if level > n.fsm.Level() {
+		// The backup may hold what members of an older version cannot read.
+		if err := n.raiseLevel(ctx, k, level); err != nil {
+			return err
+		}
 	}
 	term := k.raft.CurrentTerm()
 	if !k.setFence(true) {

@@ -75,6 +75,8 @@ type helloReply struct {
 	Problems []string `cbor:"13,keyasint"`
 	// Settings is the version of the settings that it goes by.
 	Settings uint64 `cbor:"14,keyasint"`
+	// Level is state.Level of its version; 0 of before there were levels, which is 1.
+	Level uint64 `cbor:"15,keyasint"`
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.
@@ -83,6 +85,7 @@ type joinRequest struct {
 	Voter   bool   `cbor:"2,keyasint"`
 	Applied uint64 `cbor:"3,keyasint"`
 	Key     []byte `cbor:"4,keyasint"` // Sealer.fingerprint
+	Level   uint64 `cbor:"5,keyasint"` // as in helloReply
 }
 
 // joinReply is the leader's answer.

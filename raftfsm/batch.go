@@ -27,9 +27,9 @@ type batch struct {
 
 	at        applied // of the entry at work
 	raise     bool    // the entry at work may narrow what a credential can do
-	announce  bool    // the entry at work changed horizon, rosters, resets, nodes or settings
+	announce  bool    // the entry at work changed horizon, rosters, resets, nodes, settings or level
 	rename    bool    // the entry at work changed resets
-	settle    bool    // the entry at work changed the settings
+	settle    bool    // the entry at work changed the settings or the level
 	raised    bool    // the same of finished entries
 	announced bool
 	renamed   bool

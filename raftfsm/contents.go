@@ -25,6 +25,8 @@ type Contents struct {
 	Secrets *state.ClusterSecrets
 	// Time is the state's own, Unix milliseconds.
 	Time int64
+	// Level is the state's (state.Level).
+	Level uint64
 }
 
 // Section is one kind of what a state holds.
@@ -67,7 +69,7 @@ type inspector struct {
 }
 
 func newInspector(header SnapshotHeader) *inspector {
-	i := &inspector{contents: Contents{Header: header}}
+	i := &inspector{contents: Contents{Header: header, Level: 1}}
 	for _, s := range sections {
 		i.digests = append(i.digests, sha256.New())
 		i.contents.Sections = append(i.contents.Sections, Section{Name: s.name, Counted: s.counted})
@@ -82,6 +84,13 @@ func (i *inspector) add(key, value []byte) error {
 			i.at, _ = decodeApplied(value)
 			i.contents.Time = i.at.time
 		}
+		return nil
+	case prefixLevel:
+		var l state.ClusterLevel
+		if err := state.Unmarshal(value, &l); err != nil {
+			return fmt.Errorf("decode level: %w", err)
+		}
+		i.contents.Level = l.Level
 		return nil
 	case prefixSecrets:
 		secrets := new(state.ClusterSecrets)

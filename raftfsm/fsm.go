@@ -133,10 +133,15 @@ func (f *FSM) publish(h *handle, b *batch, at applied) error {
 	if b.settled {
 		txn := h.db.NewTransaction(false)
 		settings, err := readSettings(txn)
+		level := uint64(1)
+		if err == nil {
+			level, err = readLevel(txn)
+		}
 		txn.Discard()
 		if err != nil {
 			return err
 		}
+		f.level.Store(level)
 		f.settings.Store(&settings) // likewise
 	}
 	if b.announced {
@@ -293,6 +298,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return putSettings(b, c)
 	case state.ImportAccounts:
 		return importAccounts(b, c)
+	case state.RaiseLevel:
+		return raiseLevel(b, c)
 	case state.ReplacePassword:
 		return replacePassword(b, c)
 	}

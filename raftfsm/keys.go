@@ -42,6 +42,7 @@ const (
 	prefixOnce           = 'w' // w<hash> -> OnceRecord
 	prefixOnceEnd        = 'W' // W<time><hash>; time is the record's ExpiresAt
 	prefixSettings       = 'p' // p<version> -> Settings
+	prefixLevel          = 'v' // v -> ClusterLevel
 )
 
 var (
@@ -49,6 +50,7 @@ var (
 	keySchema  = []byte("mschema")
 	keySecrets = []byte{prefixSecrets}
 	keyLimiter = []byte{prefixLimiter}
+	keyLevel   = []byte{prefixLevel}
 )
 
 // key1 is prefix and id; nothing follows the id, so it may hold any byte.

@@ -48,6 +48,7 @@ type FSM struct {
 	limiter  atomic.Pointer[state.LimiterState]
 	resets   atomic.Pointer[[]state.Reset]
 	settings atomic.Pointer[[]state.Settings]
+	level    atomic.Uint64
 	facts    *facts
 	waiting  waiters
 	closed   chan struct{}
@@ -175,6 +176,7 @@ func (f *FSM) adopt(h *handle) error {
 	limiter := new(state.LimiterState)
 	var resets []state.Reset
 	var settings []state.Settings
+	var level uint64
 	err := h.db.View(func(txn *badger.Txn) error {
 		schema, err := read(txn, keySchema)
 		if err != nil {
@@ -207,6 +209,9 @@ func (f *FSM) adopt(h *handle) error {
 		if settings, err = readSettings(txn); err != nil {
 			return err
 		}
+		if level, err = readLevel(txn); err != nil {
+			return err
+		}
 		prefix := []byte{prefixKeyUse}
 		err = each(txn, prefix, prefix, func(string) (bool, error) {
 			h.touched.Store(true)
@@ -222,6 +227,7 @@ func (f *FSM) adopt(h *handle) error {
 	f.requests = requestQueue{}
 	f.resets.Store(&resets)
 	f.settings.Store(&settings)
+	f.level.Store(level)
 	f.limiter.Store(limiter)
 	if old := f.current.Swap(h); old != nil {
 		f.retire(old)

@@ -20,9 +20,9 @@ type Replacement struct {
 // reasonRestored is why a session ended that Replacement.EndSessionsAt ended.
 const reasonRestored = "restored"
 
-// kept are the kinds that stay the running cluster's: who its nodes are, who holds which share up to when, which buckets
-// were reset. A horizon, a roster or a generation that fell back would let limits be exceeded.
-const kept = "NlZm"
+// kept are the kinds that stay the running cluster's: who its nodes are, what their versions know, who holds which share up to when,
+// which buckets were reset. A horizon, a roster or a generation that fell back would let limits be exceeded.
+const kept = "NlZmv"
 
 // joined are the kinds that are taken from both: what was used up once, here or there, stays used up.
 const joined = "wW"

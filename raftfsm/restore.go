@@ -189,6 +189,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.Reset))
 	case prefixSettings:
 		err = state.Unmarshal(value, new(state.Settings))
+	case prefixLevel:
+		err = checkLevel(value)
 	case prefixRequest:
 		if len(value) < 8 {
 			err = errors.New("too short")
@@ -214,6 +216,18 @@ func checkRecord(key, value []byte) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%w: record %q: %w", ErrSnapshot, key, err)
+	}
+	return nil
+}
+
+// checkLevel refuses a state that may hold what this version cannot read.
+func checkLevel(value []byte) error {
+	var l state.ClusterLevel
+	if err := state.Unmarshal(value, &l); err != nil {
+		return err
+	}
+	if l.Level > state.Level {
+		return fmt.Errorf("it is of level %d, and this version knows levels up to %d", l.Level, state.Level)
 	}
 	return nil
 }

@@ -123,6 +123,7 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeStartSession:    decodeAs[StartSession],
 	TypeImportAccounts:  decodeAs[ImportAccounts],
 	TypeReplacePassword: decodeAs[ReplacePassword],
+	TypeRaiseLevel:      decodeAs[RaiseLevel],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {
@@ -131,6 +132,14 @@ func decodeAs[T Command](data []byte) (Command, error) {
 		return nil, err
 	}
 	return command, nil
+}
+
+// TypeOf is the number of an encoded command, 0 where the bytes are too short for one.
+func TypeOf(data []byte) uint16 {
+	if len(data) < headerSize {
+		return 0
+	}
+	return binary.BigEndian.Uint16(data[1:])
 }
 
 // CommandTypes lists the numbers of all commands that this version knows, ascending.

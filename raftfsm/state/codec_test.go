@@ -38,6 +38,7 @@ var samples = []state.Command{
 	&state.UseOnce{}, &state.RegisterIdentity{}, &state.SignInByIdentity{}, &state.LinkIdentity{}, &state.UnlinkIdentity{},
 	&state.StartSession{},
 	&state.PutSettings{},
+	&state.RaiseLevel{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

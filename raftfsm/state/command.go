@@ -64,6 +64,7 @@ const (
 	TypeStartSession    uint16 = 44
 	TypeImportAccounts  uint16 = 45
 	TypeReplacePassword uint16 = 46
+	TypeRaiseLevel      uint16 = 53
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
