@@ -65,6 +65,15 @@ type cluster struct {
 	took   time.Duration // from the start to the ready line
 	stdout lockedBuffer
 	stderr lockedBuffer
+
+	mu     sync.Mutex
+	byHand map[int]process // nodes that were started by startNode
+}
+
+// process is a node that was started by hand; done is closed when it has ended.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
 }
 
 // lockedBuffer is a buffer that may be read while it is written.
@@ -90,6 +99,7 @@ var starting sync.Mutex
 
 // options of a cluster; zero values are those of `sluice dev`, but for the port.
 type options struct {
+	binary    string // the program, if not the one under test
 	nodes     int
 	dir       string
 	port      int
@@ -150,7 +160,11 @@ func launch(o options, tempDir func() string) (*cluster, error) {
 // startDev runs `sluice dev` with args and does not wait for it.
 func startDev(o options, args ...string) (*cluster, error) {
 	c := &cluster{dir: o.dir, port: o.port, ready: make(chan string, 1), exited: make(chan struct{})}
-	c.cmd = exec.Command(binary, append([]string{"dev"}, args...)...)
+	program := o.binary
+	if program == "" {
+		program = binary
+	}
+	c.cmd = exec.Command(program, append([]string{"dev"}, args...)...)
 	c.cmd.Env = append(cleanEnvironment(), o.variables...)
 	c.cmd.Stderr = &c.stderr
 	stdout, err := c.cmd.StdoutPipe()
@@ -245,12 +259,18 @@ func (c *cluster) kill(t *testing.T, node int) {
 // startNode runs one node of the directory by its file alone, until the end of the test.
 func (c *cluster) startNode(t *testing.T, node int) *exec.Cmd {
 	t.Helper()
+	return c.startProgram(t, binary, node)
+}
+
+// startProgram is startNode with another program than the one under test.
+func (c *cluster) startProgram(t *testing.T, program string, node int) *exec.Cmd {
+	t.Helper()
 	log, err := os.OpenFile(filepath.Join(c.dir, fmt.Sprintf("node%d-by-hand.log", node)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(binary, "node", "--config", filepath.Join(c.dir, fmt.Sprintf("node%d.toml", node)))
+	cmd := exec.Command(program, "node", "--config", filepath.Join(c.dir, fmt.Sprintf("node%d.toml", node)))
 	cmd.Env = append(cleanEnvironment(), c.cmd.Env[len(cleanEnvironment()):]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -261,6 +281,12 @@ func (c *cluster) startNode(t *testing.T, node int) *exec.Cmd {
 		cmd.Wait()
 		close(done)
 	}()
+	c.mu.Lock()
+	if c.byHand == nil {
+		c.byHand = make(map[int]process)
+	}
+	c.byHand[node] = process{cmd: cmd, done: done}
+	c.mu.Unlock()
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGTERM)
 		select {
