@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -131,7 +132,7 @@ func (s *Store) open() error {
 		return err
 	}
 	s.db = db
-	if err := s.verify(); err != nil {
+	if err := errors.Join(s.verify(), s.letGo()); err != nil {
 		return errors.Join(err, db.Close())
 	}
 	return nil
@@ -387,7 +388,7 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 		last := lastIndex(tx)
 		if last != 0 && logs[0].Index > last+1 {
 			s.config.Logger.Warn("raft log superseded by a snapshot", "last_index", last, "next_index", logs[0].Index)
-			if err := deleteRange(tx, 0, last); err != nil {
+			if _, err := deleteRange(tx, 0, last, math.MaxInt); err != nil {
 				return err
 			}
 		}
@@ -403,21 +404,6 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 		}
 		return nil
 	})
-}
-
-// DeleteRange removes the entries from min to max, both included; only from the beginning or the end of the log.
-func (s *Store) DeleteRange(min, max uint64) error {
-	return s.write("delete from raft log", func(tx *bbolt.Tx) error { return deleteRange(tx, min, max) })
-}
-
-func deleteRange(tx *bbolt.Tx, min, max uint64) error {
-	cursor := tx.Bucket(bucketLog).Cursor()
-	for key, _ := cursor.Seek(logKey(min)); key != nil && binary.BigEndian.Uint64(key) <= max; key, _ = cursor.Seek(logKey(min)) {
-		if err := cursor.Delete(); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Set stores a value; when it returns nil it is on disk.

@@ -409,3 +409,69 @@ func BenchmarkStoreLogs(b *testing.B) {
 		})
 	}
 }
+
+// Much is dropped from the beginning in many transactions, between which others get their turn; a crash between two leaves
+// a log that goes on. The end goes in one.
+func TestDeleteRange_Steps(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "raft.db")
+	var commits, crashAt atomic.Int64
+	failure := errors.New("power cut")
+	config := logstore.WithCommit(logstore.Config{Path: path, Logger: quiet(), Fatal: func(error) {}}, func(tx *bbolt.Tx) error {
+		if commits.Add(1) == crashAt.Load() {
+			return errors.Join(failure, tx.Rollback())
+		}
+		return tx.Commit()
+	})
+	s, err := logstore.Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := make([]byte, 60_000)
+	var logs []*raft.Log
+	for i := uint64(1); i <= 300; i++ {
+		logs = append(logs, &raft.Log{Index: i, Term: 1, Data: big})
+	}
+	if err := s.StoreLogs(logs); err != nil {
+		t.Fatal(err)
+	}
+	bounds := func() (first, last uint64) {
+		t.Helper()
+		first, err := s.FirstIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last, err = s.LastIndex(); err != nil {
+			t.Fatal(err)
+		}
+		return first, last
+	}
+	commits.Store(0)
+	if err := s.DeleteRange(280, 300); err != nil || commits.Load() != 1 {
+		t.Errorf("the end: %v in %d transactions, want one", err, commits.Load())
+	}
+	commits.Store(0)
+	crashAt.Store(3)
+	if err := s.DeleteRange(1, 270); !errors.Is(err, failure) {
+		t.Fatalf("got %v, want %v", err, failure)
+	}
+	first, last := bounds()
+	if first < 100 || first > 200 || last != 279 {
+		t.Errorf("from %d to %d after two of some steps", first, last)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	crashAt.Store(0)
+	if s, err = logstore.Open(config); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	commits.Store(0)
+	if err := s.DeleteRange(first, 270); err != nil || commits.Load() < 2 {
+		t.Errorf("the beginning: %v in %d transactions, want some", err, commits.Load())
+	}
+	if first, last = bounds(); first != 271 || last != 279 {
+		t.Errorf("from %d to %d, want 271 to 279", first, last)
+	}
+}
