@@ -179,7 +179,7 @@ func (s *backupSchedule) write(ctx context.Context) error {
 		return err
 	}
 	out := &boundedWriter{file: file, ctx: ctx}
-	_, err = s.n.writeBackup(out, recipients)
+	_, err = s.n.writeBackup(&backup.Paced{File: out}, recipients)
 	err = errors.Join(err, file.Sync(), file.Close())
 	if err == nil {
 		err = os.Rename(file.Name(), path)
@@ -223,6 +223,9 @@ func (b *boundedWriter) Write(data []byte) (int, error) {
 	b.bytes += int64(n)
 	return n, err
 }
+
+// Sync implements backup.Paced's file.
+func (b *boundedWriter) Sync() error { return b.file.Sync() }
 
 // backupMetrics are 0 on a node that writes none by itself, but for the failures and sizes of before.
 var backupMetrics = []metric{

@@ -104,9 +104,9 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 		}
 	}()
 	hlog := newHCLog(cfg.log, "raft")
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(cfg.dir, snapshotsKept, hlog)
+	snaps, err := openSnapshots(cfg.dir, hlog)
 	if err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", err)
+		return nil, err
 	}
 	last, snapshot, err := storedState(store, snaps)
 	if err != nil {

@@ -113,7 +113,7 @@ func saveBackup(stdout io.Writer, path string, from io.Reader) (backup.Header, e
 	if err != nil {
 		return backup.Header{}, err
 	}
-	header, err := copyBackup(file, from)
+	header, err := copyBackup(&backup.Paced{File: file}, from) // it may be on a node's disk
 	if err == nil {
 		err = file.Sync()
 	}
