@@ -69,19 +69,23 @@ func (h *handle) release() {
 	}
 }
 
-// openDB opens one database directory with settings for some hundred thousand small records.
+// blockCache holds blocks of tables as they are once decompressed, in bytes: some for keys that are looked up again before
+// authapi has them in its own cache, and for what rules read while a batch is applied.
+const blockCache = 16 << 20
+
+// openDB opens one database directory with settings for some million small records.
 func openDB(dir string, logger *slog.Logger) (*badger.DB, error) {
 	opts := badger.DefaultOptions(dir)
 	opts.Logger = badgerLogger{logger}
 	opts.MetricsEnabled = false
 	opts.DetectConflicts = false // one writer
-	opts.MemTableSize = 16 << 20
+	opts.MemTableSize = 16 << 20 // never less: a memtable that a larger setting left on the disk would not fit, and end the process
 	opts.NumMemtables = 2
 	opts.NumCompactors = 2
 	opts.NumGoroutines = 2
-	// Tables are mapped files. Without compression their blocks are read in place, so the page cache is the block cache.
-	opts.Compression = options.None
-	opts.BlockCacheSize = 0
+	// Tables are mapped files, and all of them are in memory after an import or a snapshot: half the size is half the memory.
+	opts.Compression = options.Snappy
+	opts.BlockCacheSize = blockCache
 	opts.IndexCacheSize = 0
 	opts.ValueLogFileSize = 32 << 20 // holds values above 1 MiB only, of which there are none
 	opts.NumVersionsToKeep = 1
