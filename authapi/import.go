@@ -10,8 +10,8 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
-	"sync"
 
 	"sluice/raftfsm/state"
 )
@@ -78,25 +78,34 @@ type importedRow struct {
 
 // Import takes users and keys from NDJSON, each line for itself: it is applied whole, or told of with its number, the
 // first one's being firstLine. Users come before keys. The same lines may be sent again: what is there already is counted and
-// left as it is. With dryRun nothing is changed. Errors: the reader's, ErrUnavailable and ErrUnknown; then some lines may have been taken, and all can be
-// sent again.
+// left as it is. With dryRun nothing is changed. Lines are applied while later ones are read. Errors: the reader's,
+// ErrUnavailable and ErrUnknown; then some lines may have been taken, and all can be sent again.
 func (s *Server) Import(ctx context.Context, r io.Reader, firstLine int, dryRun bool) (ImportReport, error) {
 	report := ImportReport{Errors: []ImportError{}}
-	users, keys, err := s.readImport(r, firstLine, &report)
-	if err != nil {
+	if !dryRun {
+		err := s.applyImport(ctx, r, firstLine, &report)
+		slices.SortStableFunc(report.Errors, func(a, b ImportError) int { return a.Line - b.Line })
 		return report, err
 	}
-	for _, rows := range [][]importedRow{users, keys} {
-		if dryRun {
-			err = s.tryRows(rows, users, &report)
-		} else {
-			err = s.importRows(ctx, rows, &report)
+	var users, keys []importedRow
+	err := s.readImport(r, firstLine, func(line importedRow, wrong string) error {
+		report.Lines++
+		switch {
+		case wrong != "":
+			report.fail(line.line, "invalid_line", wrong)
+		case line.row.Key != nil:
+			keys = append(keys, line)
+		default:
+			users = append(users, line)
 		}
-		if err != nil {
-			return report, err
+		return nil
+	})
+	for _, rows := range [][]importedRow{users, keys} {
+		if err == nil {
+			err = s.tryRows(rows, users, &report)
 		}
 	}
-	return report, nil
+	return report, err
 }
 
 func (r *ImportReport) fail(line int, code, detail string) {
@@ -106,7 +115,8 @@ func (r *ImportReport) fail(line int, code, detail string) {
 	}
 }
 
-func (s *Server) readImport(r io.Reader, firstLine int, report *ImportReport) (users, keys []importedRow, err error) {
+// readImport gives what each line holds, in order: a row, or what is wrong with it.
+func (s *Server) readImport(r io.Reader, firstLine int, each func(line importedRow, wrong string) error) error {
 	lines := bufio.NewReaderSize(r, maxImportLine)
 	for number := firstLine; ; number++ {
 		text, err := lines.ReadSlice('\n')
@@ -116,27 +126,26 @@ func (s *Server) readImport(r io.Reader, firstLine int, report *ImportReport) (u
 			_, err = lines.ReadSlice('\n')
 		}
 		if err != nil && !errors.Is(err, io.EOF) {
-			return nil, nil, err
+			return err
 		}
 		if text = bytes.TrimSpace(text); len(text) > 0 || long {
-			report.Lines++
-			row, detail := state.ImportRow{}, fmt.Sprintf("is longer than %d KiB", maxImportLine>>10)
+			line, detail := importedRow{line: number}, fmt.Sprintf("is longer than %d KiB", maxImportLine>>10)
 			if !long {
-				row, detail = s.importRow(text)
+				line.row, detail = s.importRow(text)
 			}
-			switch encoded, wrong := state.Marshal(row); {
-			case wrong != nil:
-				return nil, nil, fmt.Errorf("encode import: %w", wrong)
-			case detail != "":
-				report.fail(number, "invalid_line", detail)
-			case row.Key != nil:
-				keys = append(keys, importedRow{line: number, row: row, size: len(encoded)})
-			default:
-				users = append(users, importedRow{line: number, row: row, size: len(encoded)})
+			if detail == "" {
+				encoded, wrong := state.Marshal(line.row)
+				if wrong != nil {
+					return fmt.Errorf("encode import: %w", wrong)
+				}
+				line.size = len(encoded)
+			}
+			if wrong := each(line, detail); wrong != nil {
+				return wrong
 			}
 		}
 		if err != nil {
-			return users, keys, nil
+			return nil
 		}
 	}
 }
@@ -282,48 +291,7 @@ func (r *ImportReport) count(item *importedRow, code byte) {
 	}
 }
 
-// importRows proposes rows in batches, some at a time. They depend on none of each other.
-func (s *Server) importRows(ctx context.Context, rows []importedRow, report *ImportReport) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var mu sync.Mutex // of report
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, importsAtOnce)
-	for len(rows) > 0 && ctx.Err() == nil {
-		n, size := 0, 0
-		for n < len(rows) && n < importRows && (n == 0 || size+rows[n].size <= importBatch) {
-			size += rows[n].size
-			n++
-		}
-		batch := rows[:n]
-		rows = rows[n:]
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			cmd := state.ImportAccounts{Rows: make([]state.ImportRow, len(batch))}
-			for i := range batch {
-				cmd.Rows[i] = batch[i].row
-			}
-			result, err := s.propose(ctx, cmd)
-			if err == nil && len(result.Rows) != len(batch) {
-				err = fmt.Errorf("import: %d answers to %d rows", len(result.Rows), len(batch))
-			}
-			if err != nil {
-				cancel(err)
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			for i := range batch {
-				report.count(&batch[i], result.Rows[i])
-			}
-		})
-	}
-	wg.Wait()
-	return context.Cause(ctx)
-}
-
-// tryRows looks at what importRows would say, by the state of now and the users of the same call.
+// tryRows looks at what applyImport would say, by the state of now and the users of the same call.
 func (s *Server) tryRows(rows, users []importedRow, report *ImportReport) error {
 	coming := make(map[string]bool, len(users))
 	for i := range users {

@@ -186,3 +186,40 @@ func TestAdminImport_RevokedStaysRevoked(t *testing.T) {
 	}
 	exchange(t, "GET", publicURL(m)+"/api/v1/auth/me", made.Key, nil, nil, 401)
 }
+
+// Lines are applied while later ones are read: neither keys before their owners nor keys behind them lose their way, and what is
+// wrong is told in the order of the lines.
+func TestAdminImport_OrderOfLines(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Start(t, 1, nodetest.WithConfig(generous))
+	const n = 1100 // more than two commands of users, and of keys
+	var lines strings.Builder
+	key := func(kind string, i int) {
+		fmt.Fprintf(&lines, `{"type":"api_key","name":"k","owner":"user%d","sha256":%q,"scopes":["*"]}`+"\n", i, hexHash(fmt.Sprint(kind, i)))
+	}
+	for i := range n {
+		key("early", i)
+	}
+	key("nobody's", n)
+	for i := range n {
+		fmt.Fprintf(&lines, `{"type":"user","username":"user%d","email":"user%d@example.com"}`+"\n", i, i)
+		key("late", i)
+	}
+	key("nobody's", n+1)
+	fmt.Fprintln(&lines, "no JSON")
+	got := sendLines(t, c.Members[0], "", lines.String(), 200)
+	if got.Lines != 3*n+3 || got.Users != n || got.Keys != 2*n || got.Failed != 3 || got.Exist != 0 {
+		t.Errorf("%d lines, %d users, %d keys, %d failed, %d exist", got.Lines, got.Users, got.Keys, got.Failed, got.Exist)
+	}
+	var failed []int
+	for _, e := range got.Errors {
+		failed = append(failed, e.Line)
+	}
+	if want := []int{n + 1, 3*n + 2, 3*n + 3}; !slices.Equal(failed, want) {
+		t.Errorf("lines %v were not taken, want %v", failed, want)
+	}
+	again := sendLines(t, c.Members[0], "", lines.String(), 200)
+	if again.Exist != 3*n || again.Users+again.Keys != 0 || again.Failed != 3 {
+		t.Errorf("again: %d exist, %d added, %d failed", again.Exist, again.Users+again.Keys, again.Failed)
+	}
+}
