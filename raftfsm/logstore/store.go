@@ -50,6 +50,8 @@ const (
 	// A file is rewritten at Open when it is this large and more than half of it is free: bbolt's files never shrink.
 	compactSize = 16 << 20
 	compactTx   = 1 << 20
+	// letGoAfter is how many appended bytes may stay in memory as pages of the mapping.
+	letGoAfter = 64 << 20
 )
 
 var (
@@ -76,6 +78,7 @@ type Store struct {
 	db     *bbolt.DB
 	config Config
 
+	appended atomic.Int64 // bytes, since the mapping's pages were let go of
 	poison   atomic.Pointer[error]
 	failOnce sync.Once
 	closing  sync.Once
@@ -132,9 +135,10 @@ func (s *Store) open() error {
 		return err
 	}
 	s.db = db
-	if err := errors.Join(s.verify(), s.letGo()); err != nil {
+	if err := s.verify(); err != nil {
 		return errors.Join(err, db.Close())
 	}
+	s.letGo()
 	return nil
 }
 
@@ -384,7 +388,8 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
 	}
-	return s.write("append to raft log", func(tx *bbolt.Tx) error {
+	size := 0
+	err := s.write("append to raft log", func(tx *bbolt.Tx) error {
 		last := lastIndex(tx)
 		if last != 0 && logs[0].Index > last+1 {
 			s.config.Logger.Warn("raft log superseded by a snapshot", "last_index", last, "next_index", logs[0].Index)
@@ -398,12 +403,23 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 			if log.Index == 0 || log.Index != logs[0].Index+uint64(i) {
 				return fmt.Errorf("entry %d is out of order after %d", log.Index, logs[0].Index)
 			}
-			if err := bucket.Put(logKey(log.Index), encodeEntry(log)); err != nil {
+			value := encodeEntry(log)
+			size += len(value)
+			if err := bucket.Put(logKey(log.Index), value); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	// Each append looks at the one before, so a stream of large ones would leave all of it in this process's memory.
+	if s.appended.Add(int64(size)) >= letGoAfter {
+		s.appended.Store(0)
+		s.letGo()
+	}
+	return nil
 }
 
 // Set stores a value; when it returns nil it is on disk.
