@@ -39,7 +39,7 @@ func encodeEntry(log *raft.Log) []byte {
 	return binary.BigEndian.AppendUint32(value, crc32.Checksum(value, castagnoli))
 }
 
-// decodeEntry fills log with copies; value may be the file's mapping.
+// decodeEntry fills log with copies; value may be the file's mapping. With a nil log it only checks the value.
 func decodeEntry(index uint64, value []byte, log *raft.Log) error {
 	if len(value) < entryHeader+crcSize {
 		return fmt.Errorf("%w: entry %d is cut off", ErrCorrupt, index)
@@ -58,6 +58,9 @@ func decodeEntry(index uint64, value []byte, log *raft.Log) error {
 	rest := body[entryHeader:]
 	if size > uint64(len(rest)) {
 		return fmt.Errorf("%w: entry %d is cut off", ErrCorrupt, index)
+	}
+	if log == nil {
+		return nil
 	}
 	*log = raft.Log{
 		Index: index,

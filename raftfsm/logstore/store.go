@@ -50,7 +50,7 @@ const (
 	// A file is rewritten at Open when it is this large and more than half of it is free: bbolt's files never shrink.
 	compactSize = 16 << 20
 	compactTx   = 1 << 20
-	// letGoAfter is how many appended bytes may stay in memory as pages of the mapping.
+	// letGoAfter is how many bytes of entries, appended or read, may stay in memory as pages of the mapping.
 	letGoAfter = 64 << 20
 )
 
@@ -78,7 +78,7 @@ type Store struct {
 	db     *bbolt.DB
 	config Config
 
-	appended atomic.Int64 // bytes, since the mapping's pages were let go of
+	touched  atomic.Int64 // bytes of entries, since the mapping's pages were let go of
 	poison   atomic.Pointer[error]
 	failOnce sync.Once
 	closing  sync.Once
@@ -258,7 +258,7 @@ func (s *Store) verify() (err error) {
 				return fmt.Errorf("%w: entry %d after %d", ErrCorrupt, index, next-1)
 			}
 			next = index + 1
-			return decodeEntry(index, value, new(raft.Log))
+			return decodeEntry(index, value, nil)
 		})
 		if err != nil {
 			return err
@@ -369,13 +369,25 @@ func lastIndex(tx *bbolt.Tx) uint64 {
 
 // GetLog fills log with the entry at index. Errors: raft.ErrLogNotFound, ErrCorrupt.
 func (s *Store) GetLog(index uint64, log *raft.Log) error {
-	return s.view(func(tx *bbolt.Tx) error {
+	size := 0
+	err := s.view(func(tx *bbolt.Tx) error {
 		value := tx.Bucket(bucketLog).Get(logKey(index))
 		if value == nil {
 			return raft.ErrLogNotFound
 		}
+		size = len(value)
 		return decodeEntry(index, value, log)
 	})
+	s.touch(size)
+	return err
+}
+
+// touch counts bytes of entries that were in the mapping, and lets go of its pages now and then.
+func (s *Store) touch(size int) {
+	if s.touched.Add(int64(size)) >= letGoAfter {
+		s.touched.Store(0)
+		s.letGo()
+	}
 }
 
 // StoreLog is StoreLogs of one entry.
@@ -414,11 +426,7 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 	if err != nil {
 		return err
 	}
-	// Each append looks at the one before, so a stream of large ones would leave all of it in this process's memory.
-	if s.appended.Add(int64(size)) >= letGoAfter {
-		s.appended.Store(0)
-		s.letGo()
-	}
+	s.touch(size) // the next append looks at the end of this one
 	return nil
 }
 
