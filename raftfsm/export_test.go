@@ -62,6 +62,28 @@ func (h *HashIndex) Add(hash, id []byte)                          { h.x.add(hash
 func (h *HashIndex) Remove(hash []byte)                           { h.x.remove(hash) }
 func (h *HashIndex) Find(hash []byte, n int) (id string, ok bool) { return h.x.find(hash, n) }
 
+// AtEnd is a fingerprint whose place is the n-th last, or one beside it.
+func AtEnd(n uint64) uint64 {
+	inverse := uint64(scatter) // by Newton's method, each step of which doubles the bits that are right
+	for range 6 {
+		inverse *= 2 - scatter*inverse
+	}
+	return (^uint64(0) - n) * inverse
+}
+
+// LongestSearch is how many slots are looked at, at most, for a hash that is there.
+func (h *HashIndex) LongestSearch() (longest int) {
+	for i := range h.x.shards {
+		s := &h.x.shards[i]
+		for at, slot := range s.slots {
+			if slot.fingerprint != 0 {
+				longest = max(longest, (at-s.home(slot.fingerprint)+len(s.slots))%len(s.slots)+1)
+			}
+		}
+	}
+	return longest
+}
+
 // Unindex makes the state look hashes up in their records, as before the index is complete.
 func (f *FSM) Unindex() { f.current.Load().keys.complete.Store(false) }
 

@@ -24,8 +24,8 @@ type hashIndex struct {
 
 const hashShards = 64
 
-// hashShard is an open-addressed table with linear probing. A fingerprint's place is its share of the whole range, so that
-// a table may have any size and grow by a quarter.
+// hashShard is an open-addressed table with linear probing. A fingerprint's place is, once scattered, its share of the whole
+// range, so that a table may have any size and grow by a quarter.
 type hashShard struct {
 	mu    sync.RWMutex
 	slots []hashSlot
@@ -74,8 +74,13 @@ func (x *hashIndex) place(hash []byte) (shard *hashShard, fingerprint uint64, ok
 	return &x.shards[hash[8]%hashShards], max(binary.BigEndian.Uint64(hash), 1), true
 }
 
+// scatter is 2^64 by the golden ratio, and odd, so that nothing is lost.
+const scatter = 0x9E3779B97F4A7C15
+
+// home is where a search begins. Fingerprints come in ascending order when the index is filled: if their places did too, all
+// of them so far would crowd at the beginning, and each would be put behind all others.
 func (s *hashShard) home(fingerprint uint64) int {
-	high, _ := bits.Mul64(fingerprint, uint64(len(s.slots)))
+	high, _ := bits.Mul64(fingerprint*scatter, uint64(len(s.slots)))
 	return int(high)
 }
 

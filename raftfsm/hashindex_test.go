@@ -29,7 +29,7 @@ func TestHashIndex_IsAMap(t *testing.T) {
 		case 0:
 			copy(sum[:8], make([]byte, 8)) // the fingerprint that stands for a free slot
 		case 1:
-			binary.BigEndian.PutUint64(sum[:8], ^uint64(0)-uint64(i%40)) // at the end of the table, and round it
+			binary.BigEndian.PutUint64(sum[:8], raftfsm.AtEnd(uint64(i%40))) // at the end of the table, and round it
 		}
 		sum[8] = byte(i % 3) // few shards, well filled
 		hashes[i] = string(sum[:])
@@ -87,6 +87,22 @@ func TestHashIndex_IsAMap(t *testing.T) {
 }
 
 // Every id comes back as it was, whichever form it has.
+// After a start the index is filled in the order of the hashes.
+func TestHashIndex_FilledInOrder(t *testing.T) {
+	t.Parallel()
+	x := raftfsm.NewHashIndex()
+	const n = 20_000 // of one shard
+	step := ^uint64(0) / n
+	for i := range uint64(n) {
+		hash := make([]byte, 32)
+		binary.BigEndian.PutUint64(hash, i*step+i*i%step)
+		x.Add(hash, fmt.Appendf(nil, "key_%026d", i))
+		if longest := x.LongestSearch(); i%1000 == 999 && longest > 300 {
+			t.Fatalf("after %d hashes in order one is found after %d slots", i+1, longest)
+		}
+	}
+}
+
 func TestHashIndex_Ids(t *testing.T) {
 	t.Parallel()
 	for i, id := range []string{
