@@ -27,13 +27,15 @@ type batch struct {
 
 	at        applied // of the entry at work
 	raise     bool    // the entry at work may narrow what a credential can do
-	announce  bool    // the entry at work changed horizon, rosters, resets, nodes, settings or level
+	announce  bool    // the entry at work changed horizon, rosters, resets, nodes, settings, level or the keyring of gossip
 	rename    bool    // the entry at work changed resets
 	settle    bool    // the entry at work changed the settings or the level
+	rekey     bool    // the entry at work changed the keyring of gossip
 	raised    bool    // the same of finished entries
 	announced bool
 	renamed   bool
 	settled   bool
+	rekeyed   bool
 }
 
 func newBatch(db *badger.DB, at applied) *batch {
@@ -49,7 +51,7 @@ func newBatch(db *badger.DB, at applied) *batch {
 func newBatchFrom(b *batch) *batch {
 	next := &batch{
 		done: make(map[string][]byte), cmd: b.cmd, at: b.at,
-		raise: b.raise, announce: b.announce, rename: b.rename, settle: b.settle,
+		raise: b.raise, announce: b.announce, rename: b.rename, settle: b.settle, rekey: b.rekey,
 	}
 	b.cmd = nil
 	return next
@@ -219,13 +221,14 @@ func (b *batch) keep() {
 	b.announced = b.announced || b.announce
 	b.renamed = b.renamed || b.rename
 	b.settled = b.settled || b.settle
-	b.raise, b.announce, b.rename, b.settle = false, false, false, false
+	b.rekeyed = b.rekeyed || b.rekey
+	b.raise, b.announce, b.rename, b.settle, b.rekey = false, false, false, false, false
 }
 
 // drop forgets the changes of the entry at work.
 func (b *batch) drop() {
 	clear(b.cmd)
-	b.raise, b.announce, b.rename, b.settle = false, false, false, false
+	b.raise, b.announce, b.rename, b.settle, b.rekey = false, false, false, false, false
 }
 
 // commit writes the finished entries' changes and the applied record in one transaction.

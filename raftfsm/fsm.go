@@ -144,6 +144,15 @@ func (f *FSM) publish(h *handle, b *batch, at applied) error {
 		f.level.Store(level)
 		f.settings.Store(&settings) // likewise
 	}
+	if b.rekeyed {
+		txn := h.db.NewTransaction(false)
+		keyring, err := readGossipKeyring(txn)
+		txn.Discard()
+		if err != nil {
+			return err
+		}
+		f.keyring.Store(keyring)
+	}
 	if b.announced {
 		limiter := new(state.LimiterState)
 		value, err := readOne(h.db, keyLimiter)
@@ -296,6 +305,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return unlinkIdentity(b, c)
 	case state.PutSettings:
 		return putSettings(b, c)
+	case state.PutGossipKeyring:
+		return putGossipKeyring(b, c)
 	case state.ImportAccounts:
 		return importAccounts(b, c)
 	case state.RaiseLevel:

@@ -43,6 +43,7 @@ const (
 	prefixOnceEnd        = 'W' // W<time><hash>; time is the record's ExpiresAt
 	prefixSettings       = 'p' // p<version> -> Settings
 	prefixLevel          = 'v' // v -> ClusterLevel
+	prefixGossipKeyring  = 'y' // y -> GossipKeyring
 )
 
 var (
@@ -51,6 +52,8 @@ var (
 	keySecrets = []byte{prefixSecrets}
 	keyLimiter = []byte{prefixLimiter}
 	keyLevel   = []byte{prefixLevel}
+
+	keyGossipKeyring = []byte{prefixGossipKeyring}
 )
 
 // key1 is prefix and id; nothing follows the id, so it may hold any byte.

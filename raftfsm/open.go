@@ -49,6 +49,7 @@ type FSM struct {
 	resets   atomic.Pointer[[]state.Reset]
 	settings atomic.Pointer[[]state.Settings]
 	level    atomic.Uint64
+	keyring  atomic.Pointer[state.GossipKeyring]
 	facts    *facts
 	waiting  waiters
 	closed   chan struct{}
@@ -177,6 +178,7 @@ func (f *FSM) adopt(h *handle) error {
 	var resets []state.Reset
 	var settings []state.Settings
 	var level uint64
+	var keyring *state.GossipKeyring
 	err := h.db.View(func(txn *badger.Txn) error {
 		schema, err := read(txn, keySchema)
 		if err != nil {
@@ -212,6 +214,9 @@ func (f *FSM) adopt(h *handle) error {
 		if level, err = readLevel(txn); err != nil {
 			return err
 		}
+		if keyring, err = readGossipKeyring(txn); err != nil {
+			return err
+		}
 		prefix := []byte{prefixKeyUse}
 		err = each(txn, prefix, prefix, func(string) (bool, error) {
 			h.touched.Store(true)
@@ -228,6 +233,7 @@ func (f *FSM) adopt(h *handle) error {
 	f.resets.Store(&resets)
 	f.settings.Store(&settings)
 	f.level.Store(level)
+	f.keyring.Store(keyring)
 	f.limiter.Store(limiter)
 	if old := f.current.Swap(h); old != nil {
 		f.retire(old)
@@ -366,8 +372,8 @@ func (f *FSM) Limiter() state.LimiterState {
 // a horizon must know every handing back before it in the log.
 func (f *FSM) Resets() []state.Reset { return *f.resets.Load() }
 
-// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets, the nodes or
-// the settings; look at Limiter, Resets, Nodes and Settings for what is so now. fn is called from Raft's goroutine and must not block. cancel ends
+// Subscribe has fn called after an applied entry, or a restore, changed the horizon, the rosters, the resets, the nodes,
+// the settings or the keyring of gossip; look at Limiter, Resets, Nodes, Settings and GossipKeyring for what is so now. fn is called from Raft's goroutine and must not block. cancel ends
 // it; a call at work may still end after cancel has returned.
 func (f *FSM) Subscribe(fn func()) (cancel func()) {
 	f.subscribersMu.Lock()

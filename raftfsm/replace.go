@@ -21,8 +21,9 @@ type Replacement struct {
 const reasonRestored = "restored"
 
 // kept are the kinds that stay the running cluster's: who its nodes are, what their versions know, who holds which share up to when,
-// which buckets were reset. A horizon, a roster or a generation that fell back would let limits be exceeded.
-const kept = "NlZmv"
+// which buckets were reset, and what its packets are sealed with. A horizon, a roster or a generation that fell back would let limits
+// be exceeded, and a keyring that did would take nodes out of each other's sight, or a key that was leaked back into use.
+const kept = "NlZmvy"
 
 // joined are the kinds that are taken from both: what was used up once, here or there, stays used up.
 const joined = "wW"

@@ -191,6 +191,8 @@ func checkRecord(key, value []byte) error {
 		err = state.Unmarshal(value, new(state.Settings))
 	case prefixLevel:
 		err = checkLevel(value)
+	case prefixGossipKeyring:
+		err = state.Unmarshal(value, new(state.GossipKeyring))
 	case prefixRequest:
 		if len(value) < 8 {
 			err = errors.New("too short")

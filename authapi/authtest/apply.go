@@ -94,6 +94,8 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 	case state.Barrier:
 	case state.PutSettings: // the nodes' own
 		c.audit = append(c.audit, cmd.Audit...)
+	case state.PutGossipKeyring: // likewise
+		c.audit = append(c.audit, cmd.Audit...)
 	case state.ResetBucket: // what counts is the limiter's, which has no part in this model
 		c.audit = append(c.audit, cmd.Audit...)
 	default:

@@ -119,11 +119,12 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeLinkIdentity:     decodeAs[LinkIdentity],
 	TypeUnlinkIdentity:   decodeAs[UnlinkIdentity],
 
-	TypePutSettings:     decodeAs[PutSettings],
-	TypeStartSession:    decodeAs[StartSession],
-	TypeImportAccounts:  decodeAs[ImportAccounts],
-	TypeReplacePassword: decodeAs[ReplacePassword],
-	TypeRaiseLevel:      decodeAs[RaiseLevel],
+	TypePutSettings:      decodeAs[PutSettings],
+	TypeStartSession:     decodeAs[StartSession],
+	TypeImportAccounts:   decodeAs[ImportAccounts],
+	TypeReplacePassword:  decodeAs[ReplacePassword],
+	TypeRaiseLevel:       decodeAs[RaiseLevel],
+	TypePutGossipKeyring: decodeAs[PutGossipKeyring],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

@@ -39,6 +39,7 @@ var samples = []state.Command{
 	&state.StartSession{},
 	&state.PutSettings{},
 	&state.RaiseLevel{},
+	&state.PutGossipKeyring{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

@@ -60,11 +60,12 @@ const (
 	TypeLinkIdentity     uint16 = 37
 	TypeUnlinkIdentity   uint16 = 38
 
-	TypePutSettings     uint16 = 41
-	TypeStartSession    uint16 = 44
-	TypeImportAccounts  uint16 = 45
-	TypeReplacePassword uint16 = 46
-	TypeRaiseLevel      uint16 = 53
+	TypePutSettings      uint16 = 41
+	TypeStartSession     uint16 = 44
+	TypeImportAccounts   uint16 = 45
+	TypeReplacePassword  uint16 = 46
+	TypeRaiseLevel       uint16 = 53
+	TypePutGossipKeyring uint16 = 42
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
