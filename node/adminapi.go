@@ -153,6 +153,7 @@ func (a *adminServer) api(mux *http.ServeMux) {
 	mux.Handle("POST /v1/cluster/transfer-leader", adminChange(a, a.transferLeader))
 	a.accounts(mux)
 	a.settingsCalls(mux)
+	a.keyringCalls(mux)
 	a.backups(mux)
 	a.imports(mux)
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {

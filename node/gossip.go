@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -42,8 +41,9 @@ const (
 type gossip struct {
 	self      string
 	log       *slog.Logger
-	transport *memberlist.NetTransport
-	address   string // advertised
+	transport *gossipTransport
+	keyring   *memberlist.Keyring // set by start
+	address   string              // advertised
 	clocks    *clocks
 	events    broadcast // somebody came or went
 
@@ -56,7 +56,7 @@ type gossip struct {
 	alive map[string]*memberlist.Node
 
 	dropped, badPackets, received, sent atomic.Int64
-	strange                             atomic.Int64 // packets without the cluster's secret, or for another cluster
+	strange, strangeStreams             atomic.Int64 // without the cluster's keys, or for another cluster
 
 	stop  context.CancelFunc
 	ctx   context.Context
@@ -83,11 +83,11 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 		return nil, fmt.Errorf("gossip.listen: %w", err)
 	}
 	logger = logger.With("component", "gossip")
-	transport, err := bindGossip(ip.String(), int(port), newLineLogger(logger))
+	transport, err := openGossipTransport(ip, int(port))
 	if err != nil {
 		return nil, fmt.Errorf("listen for gossip on %s: %w", listen, err)
 	}
-	address, err := advertised(advertise, &net.TCPAddr{IP: ip, Port: transport.GetAutoBindPort()}, "gossip")
+	address, err := advertised(advertise, &net.TCPAddr{IP: ip, Port: transport.port()}, "gossip")
 	if err != nil {
 		return nil, errors.Join(err, transport.Shutdown())
 	}
@@ -98,7 +98,7 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node),
 		ctx: ctx, stop: stop, drain: drain,
 	}
-	// The transport's readers block on their channels: without a memberlist to read them, closing it would hang.
+	// What comes before there is a memberlist is dropped, not kept for it.
 	g.wg.Go(func() {
 		for {
 			select {
@@ -111,19 +111,6 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 		}
 	})
 	return g, nil
-}
-
-// bindGossip binds both protocols on one port. With port 0 the one that TCP got may be taken on UDP: another try.
-func bindGossip(ip string, port int, logger *log.Logger) (transport *memberlist.NetTransport, err error) {
-	for range 10 {
-		transport, err = memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-			BindAddrs: []string{ip}, BindPort: port, Logger: logger,
-		})
-		if err == nil || port != 0 {
-			return transport, err
-		}
-	}
-	return nil, err
 }
 
 // resolveIP turns a host into an address; memberlist knows no names.
@@ -139,8 +126,8 @@ func resolveIP(host string) (net.IP, error) {
 }
 
 // start joins the gossip of a cluster. members lists who should be seen, with their gossip addresses; packets that name
-// another sender than a known one are dropped.
-func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr, known func(id string) bool) error {
+// another sender than a known one are dropped. keys open packets, the first one seals them; see setKeys.
+func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAddr, known func(id string) bool) error {
 	host, portText, err := net.SplitHostPort(g.address)
 	if err != nil {
 		return fmt.Errorf("gossip.advertise: %w", err)
@@ -153,6 +140,9 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 	if err != nil {
 		return fmt.Errorf("gossip.advertise: %w", err)
 	}
+	if g.keyring, err = memberlist.NewKeyring(keys, keys[0]); err != nil {
+		return fmt.Errorf("start gossip: %w", err)
+	}
 	c := memberlist.DefaultLANConfig()
 	c.Name = g.self
 	c.Transport = g.transport
@@ -161,12 +151,14 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 	// The label is authenticated with every packet: another cluster's packets are dropped even where somebody gave
 	// both the same secret.
 	c.Label = clusterID
-	c.SecretKey = key[:]
+	c.Keyring = g.keyring
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.EnableCompression = false
 	c.TCPTimeout = 3 * time.Second
 	c.DeadNodeReclaimTime = 30 * time.Second
-	c.Logger = log.New(&strangeLines{next: newLineLogger(g.log).Writer(), count: &g.strange}, "", 0)
+	c.Logger = log.New(&strangeLines{
+		next: newLineLogger(g.log).Writer(), packets: &g.strange, streams: &g.strangeStreams, refused: g.refused,
+	}, "", 0)
 	c.Delegate, c.Events, c.Ping, c.Conflict = (*gossipDelegate)(g), (*gossipEvents)(g), (*gossipPing)(g), (*gossipConflict)(g)
 	g.drain()
 	list, err := memberlist.Create(c)
@@ -178,6 +170,56 @@ func (g *gossip) start(clusterID string, key [32]byte, members func() []nodeAddr
 	g.wg.Go(func() { g.deliver(known) })
 	g.wg.Go(func() { g.rejoin(members) })
 	return nil
+}
+
+// setKeys makes keys what packets are opened with, and the first of them what they are sealed with, while packets come and go. It is
+// not called concurrently, nor before start.
+func (g *gossip) setKeys(keys [][]byte) error {
+	contains := func(list [][]byte, key []byte) bool {
+		return slices.ContainsFunc(list, func(other []byte) bool { return bytes.Equal(other, key) })
+	}
+	for _, key := range keys {
+		if err := g.keyring.AddKey(key); err != nil {
+			return err
+		}
+	}
+	if err := g.keyring.UseKey(keys[0]); err != nil {
+		return err
+	}
+	// memberlist closes the gap that a key leaves in the very list that is being read for packets, so keys go only from its end: the
+	// others are moved to the front before. Where they are at the end already, as that of a rotation is, nothing moves.
+	if slices.ContainsFunc(g.keyring.GetKeys()[:len(keys)], func(key []byte) bool { return !contains(keys, key) }) {
+		for _, key := range slices.Backward(keys) {
+			if err := g.keyring.UseKey(key); err != nil {
+				return err
+			}
+		}
+	}
+	for ring := g.keyring.GetKeys(); len(ring) > len(keys); ring = g.keyring.GetKeys() {
+		if err := g.keyring.RemoveKey(ring[len(ring)-1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refused tells of a packet or a stream that was dropped since who made it does not hold the cluster's keys, once in a while: a
+// stranger can make any number. line is memberlist's, which quotes nothing of what was sent but its label.
+func (g *gossip) refused(what, line string) {
+	if !g.once.allow("refused "+what, time.Minute) {
+		return
+	}
+	line = strings.TrimPrefix(strings.TrimSpace(line), "memberlist: ")
+	why, from := line, ""
+	if i := strings.LastIndex(line, " from="); i >= 0 {
+		why, from = line[:i], line[i+len(" from="):]
+	}
+	reason := "it is sealed with a key that this node does not have: another cluster secret, or a keyring that has moved on without one of the two"
+	if strings.Contains(why, "label") {
+		reason = "it is of another cluster, or not of Sluice at all"
+	}
+	g.log.Warn("gossip "+what+" refused", "address", from, "reason", reason, "error", clipText(strings.ToValidUTF8(why, "?"), 200),
+		"hint", "if a node of this cluster is at that address, compare its cluster, its secrets.cluster and `sluice cluster keyring list`; if none is, close the gossip port to it")
 }
 
 // rejoin looks up members that gossip does not see. memberlist forgets the dead, so that two halves of a cluster would
@@ -308,38 +350,10 @@ func (g *gossip) close() error {
 	if g.started.Load() {
 		err = g.list.Shutdown()
 	} else {
-		// Still drained by nobody: the context is over. Closing needs the readers free.
-		done := make(chan struct{})
-		go func() {
-			for {
-				select {
-				case <-g.transport.PacketCh():
-				case conn := <-g.transport.StreamCh():
-					conn.Close()
-				case <-done:
-					return
-				}
-			}
-		}()
 		err = g.transport.Shutdown()
-		close(done)
 	}
 	g.wg.Wait()
 	return err
-}
-
-// strangeLines counts the packets that memberlist drops since who made them does not hold the cluster's secret: it says so in
-// its log only. A test sends some, so that another wording is noticed.
-type strangeLines struct {
-	next  io.Writer
-	count *atomic.Int64
-}
-
-func (s *strangeLines) Write(p []byte) (int, error) {
-	if bytes.Contains(p, []byte("memberlist: Decrypt packet failed")) || bytes.Contains(p, []byte("memberlist: discarding packet with unacceptable label")) {
-		s.count.Add(1)
-	}
-	return s.next.Write(p)
 }
 
 // gossipDelegate is memberlist's Delegate.

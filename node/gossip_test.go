@@ -52,6 +52,8 @@ func FuzzOpenPacket(f *testing.F) {
 	})
 }
 
+func testGossipKey(b byte) []byte { return append(bytes.Repeat([]byte{0}, 31), b) }
+
 // member of a gossip on loopback.
 func gossiper(t *testing.T, clusterID string, key byte, members func() []nodeAddr) *gossip {
 	t.Helper()
@@ -65,7 +67,7 @@ func gossiper(t *testing.T, clusterID string, key byte, members func() []nodeAdd
 		}
 	})
 	if clusterID != "" {
-		if err := g.start(clusterID, [32]byte{key}, members, validNodeID); err != nil {
+		if err := g.start(clusterID, [][]byte{testGossipKey(key)}, members, validNodeID); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -66,6 +66,7 @@ type Node struct {
 	admin     *adminServer
 	limits    limits
 	settings  settings
+	keyring   keyring
 	// certificates is the public listener's, grpcCertificates that of the listener for gRPC; nil for plain HTTP.
 	certificates, grpcCertificates *certificates
 	// grpc answers on grpcListener; both are nil where that is off, as is the other where that is.
@@ -334,7 +335,7 @@ func (n *Node) form(ctx context.Context) error {
 	n.wg.Go(func() { n.followState(ctx) })
 	n.wg.Go(func() { n.barriers.run(ctx) })
 	n.wg.Go(func() { n.freshness.run(ctx) })
-	if err := n.gossip.start(found.clusterID, n.keys.gossip, n.gossipMembers, n.book.isServer); err != nil {
+	if err := n.startGossip(ctx, found.clusterID, found.joining); err != nil {
 		return err
 	}
 	o := &office{
@@ -356,7 +357,7 @@ func (n *Node) form(ctx context.Context) error {
 	return n.startLimiter(ctx)
 }
 
-// followState hands on what the replicated state says about shares, addresses and settings.
+// followState hands on what the replicated state says about shares, addresses, settings and the keyring of gossip.
 func (n *Node) followState(ctx context.Context) {
 	wake := make(chan struct{}, 1)
 	cancel := n.fsm.Subscribe(func() {
@@ -369,6 +370,7 @@ func (n *Node) followState(ctx context.Context) {
 	for {
 		n.tellLimiter()
 		n.takeUpSettings()
+		n.takeUpKeyring()
 		n.refreshBook()
 		select {
 		case <-wake:

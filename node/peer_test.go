@@ -280,6 +280,7 @@ func (f *fakeService) serveForward(_ context.Context, caller string, envelope []
 func (f *fakeService) serveSettings(req settingsRequest) (settingsReply, error) {
 	return settingsReply{Mistakes: []string{req.Source + ": " + req.Text}}, nil
 }
+func (f *fakeService) serveKeyring() keyringReply                                   { return keyringReply{} }
 func (f *fakeService) serveApplied(context.Context, uint64) error                   { return nil }
 func (f *fakeService) serveLeave(context.Context, string, leaveRequest) error       { return nil }
 func (f *fakeService) serveRemove(context.Context, string, removeRequest) error     { return nil }

@@ -136,6 +136,8 @@ type peerService interface {
 	serveBequest(ctx context.Context, caller string, part bequestPart) (bequestReply, error)
 	serveRemove(ctx context.Context, caller string, req removeRequest) error
 	serveTransfer(ctx context.Context, caller string, req transferRequest) error
+	// serveKeyring says what this node's gossip goes by.
+	serveKeyring() keyringReply
 }
 
 var rpcDecoding = func() cbor.DecMode {
@@ -169,6 +171,7 @@ func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logge
 		return s.service.serveSettings(req)
 	}))
 	s.registerLeave(mux)
+	s.registerKeyring(mux)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{

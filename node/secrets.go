@@ -94,7 +94,7 @@ func deriveClusterKeys(secret []byte) (clusterKeys, error) {
 	var keys clusterKeys
 	for label, out := range map[string][]byte{
 		"sluice/v1 peer certificate authority": keys.caSeed[:],
-		"sluice/v1 gossip":                     keys.gossip[:],
+		labelGossipKey:                         keys.gossip[:],
 	} {
 		key, err := hkdf.Key(sha256.New, secret, nil, label, len(out))
 		if err != nil {

@@ -20,6 +20,7 @@ type clusterCommand struct {
 	TransferLeader   clusterTransferCommand `cmd:"" name:"transfer-leader" help:"Hand the leadership to another node."`
 	Contents         clusterContentsCommand `cmd:"" help:"Count what the cluster holds, with a hash to compare with a backup's."`
 	RotateSigningKey clusterRotateCommand   `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
+	Keyring          keyringCommand         `cmd:"" help:"Look after the keys that packets between nodes are sealed with."`
 }
 
 type clusterStatusCommand struct {

@@ -1,0 +1,26 @@
+package node
+
+// What is told of the traffic between nodes, and of strangers who reach for it.
+var transportMetrics = []metric{
+	{"sluice_gossip_packets_replayed_total", kindCounter, "Packets dropped that came before, byte for byte, within the last 65,536.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.transport.replayed.Load())
+	})},
+	{"sluice_gossip_packets_oversized_total", kindCounter, "Packets dropped that are empty or longer than any of a node.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.transport.oversized.Load())
+	})},
+	{"sluice_gossip_streams_strange_total", kindCounter, "Streams dropped that were made without the cluster's keys, or for another cluster.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.strangeStreams.Load())
+	})},
+	{"sluice_gossip_streams_cut_total", kindCounter, "Streams ended since they were longer than any of a node.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.transport.cut.Load())
+	})},
+	{"sluice_gossip_keyring_version", kindGauge, "Version of the keyring that this node goes by; 0 for the key that is derived from the cluster secret.", one(func(s *scrape) float64 {
+		if r := s.n.keyring.now.Load(); r != nil {
+			return float64(r.version)
+		}
+		return 0
+	})},
+	{"sluice_gossip_keyring_newest_version", kindGauge, "The newest version applied here; another than the one before, and the node may not read the others for long.", one(func(s *scrape) float64 {
+		return float64(s.n.fsm.GossipKeyring().Version)
+	})},
+}
