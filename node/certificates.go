@@ -158,7 +158,7 @@ func loadPool(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// ReloadCertificate reads the certificates of the public listener and of that for gRPC again. It does nothing without TLS. The
+// ReloadCertificate reads the certificates of the public listener, of that for gRPC and of the one for peers again. It does nothing without TLS. The
 // error, which is logged too, says why the one in use stays.
 func (n *Node) ReloadCertificate() error {
 	var problems []error
@@ -166,6 +166,9 @@ func (n *Node) ReloadCertificate() error {
 		if c != nil {
 			problems = append(problems, c.reload(true))
 		}
+	}
+	if n.peerFiles != nil {
+		problems = append(problems, n.peerFiles.reload(true))
 	}
 	return errors.Join(problems...)
 }

@@ -99,6 +99,11 @@ type CORSConfig struct {
 type PeerConfig struct {
 	Listen    string `toml:"listen"`
 	Advertise string `toml:"advertise"` // "": Listen; must be reachable from the other nodes
+	TLSCert   string `toml:"tls_cert"`  // PEM, with the chain; "" with TLSKey: a certificate derived from the cluster secret
+	TLSKey    string `toml:"tls_key"`   // PEM
+	TLSCA     string `toml:"tls_ca"`    // PEM; the authorities whose certificates are accepted
+	// TLSAcceptSecret also accepts certificates that are derived from the cluster secret, while nodes change over.
+	TLSAcceptSecret bool `toml:"tls_accept_secret"`
 }
 
 // GossipConfig is memberlist's listener, UDP and TCP, encrypted.

@@ -138,6 +138,25 @@ func LoadConfig(path string, environ []string) (Config, error) {
 	return cfg, nil
 }
 
+// LoadIdentity reads from a configuration what a node's certificate names: the cluster, and the data directory that the node's id is in.
+// Nothing else is checked, since other settings may name the very files that are going to be made.
+func LoadIdentity(path string, environ []string) (cluster, dataDirectory string, err error) {
+	cfg, mistakes, err := readConfig(path, environ)
+	if err != nil {
+		return "", "", err
+	}
+	if len(mistakes) > 0 {
+		return "", "", &ConfigError{Mistakes: mistakes}
+	}
+	if err := cfg.resolve(path); err != nil {
+		return "", "", err
+	}
+	if cfg.DataDir == "" {
+		return "", "", &ConfigError{Mistakes: []Mistake{cfg.origins.mistake("data_dir", "is missing")}}
+	}
+	return cfg.Cluster, cfg.DataDir, nil
+}
+
 // readConfig is LoadConfig without the check of what the values mean.
 func readConfig(path string, environ []string) (Config, []Mistake, error) {
 	cfg := DefaultConfig()
@@ -284,6 +303,7 @@ func (c *Config) resolve(path string) error {
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
 		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 		"grpc.tls_cert": &c.GRPC.TLSCert, "grpc.tls_key": &c.GRPC.TLSKey, "grpc.client_ca": &c.GRPC.ClientCA, "grpc.token_file": &c.GRPC.TokenFile,
+		"peer.tls_cert": &c.Peer.TLSCert, "peer.tls_key": &c.Peer.TLSKey, "peer.tls_ca": &c.Peer.TLSCA,
 		"backup.dir": &c.Backup.Dir, "backup.key_file": &c.Backup.KeyFile,
 	}
 	for i := range c.Routes {

@@ -239,6 +239,7 @@ func (v *validator) listeners() {
 	v.between("http.drain_timeout", c.HTTP.DrainTimeout, 0, Duration(5*time.Minute))
 	v.count("http.max_connections", int64(c.HTTP.MaxConns), 1, 1<<20)
 	v.certificate("http", c.HTTP.TLSCert, c.HTTP.TLSKey)
+	v.peerFiles()
 	v.count("http.max_connections_per_address", int64(c.HTTP.MaxConnsPerIP), 1, 1<<20)
 }
 

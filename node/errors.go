@@ -38,6 +38,17 @@ var (
 	errOtherCluster = errors.New("the peer belongs to another cluster")
 	// errOtherNode: the address is held by another node than the one that was meant.
 	errOtherNode = errors.New("another node answers at the address")
+	// errOtherAuthority: the peer's certificate is of no authority that this node trusts.
+	errOtherAuthority = errors.New("the peer's certificate is of an authority that this node does not trust")
+	// errCertificateEnded: the peer's certificate is not good any more, or not yet.
+	errCertificateEnded = errors.New("the peer's certificate is not good at this time")
+	// errNoPeerCertificate and errNamesNoNode: the peer shows none, or one that is no node's.
+	errNoPeerCertificate = errors.New("the peer shows no certificate")
+	errNamesNoNode       = errors.New("the peer's certificate names no node of a cluster")
+	// errCrowded: the peer has as many connections as it may.
+	errCrowded = errors.New("too many connections of one peer")
+	// errNoProtocol: the peer speaks TLS and nothing else that is known.
+	errNoProtocol = errors.New("the peer chose no protocol")
 	// errNotLeader: the asked node does not lead. Nothing happened.
 	errNotLeader = errors.New("not the leader")
 	// errUnavailable: it did not happen and may be tried again. The same value that authapi answers 503 for.

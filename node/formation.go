@@ -207,7 +207,7 @@ func (f *former) ask(ctx context.Context) []formationAnswer {
 
 // rootCause is the innermost error, which is what a person wants to read in one line.
 func rootCause(err error) error {
-	for _, plain := range []error{errOtherSecret, errOtherCluster, errOtherNode, context.DeadlineExceeded} {
+	for _, plain := range []error{errOtherSecret, errOtherAuthority, errCertificateEnded, errOtherCluster, errOtherNode, context.DeadlineExceeded} {
 		if errors.Is(err, plain) {
 			return plain
 		}

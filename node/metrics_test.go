@@ -127,7 +127,7 @@ func TestMetrics_AsDocumented(t *testing.T) {
 	nodetest.WaitFor(t, "metrics of the other node", func() error {
 		got = readMetrics(t, adminText(t, c.Members[0].Node, "/metrics"))
 		for name := range got.types {
-			if got.labels[name] == "" && strings.Contains(name, "peer") {
+			if got.labels[name] == "" && strings.Contains(name, "_peer_") && !strings.HasPrefix(name, "sluice_peer_") {
 				return fmt.Errorf("no sample of %s yet", name)
 			}
 		}

@@ -2,6 +2,23 @@ package node
 
 // What is told of the traffic between nodes, and of strangers who reach for it.
 var transportMetrics = []metric{
+	{"sluice_peer_connections_refused_total", kindCounter, "Connections to the peer listener that were not let in, by reason.", func(s *scrape, out *samples) {
+		s.n.peers.refused.read(out)
+	}},
+	{"sluice_peer_dials_refused_total", kindCounter, "Connections to peers that came to nothing in their handshake, by reason.", func(s *scrape, out *samples) {
+		s.n.dialer.refused.read(out)
+	}},
+	{"sluice_peer_certificate_expiry_timestamp_seconds", kindGauge, "When this node's certificate for its peers ends, in Unix time; 0 where nodes derive theirs.", one(func(s *scrape) float64 {
+		cert, _ := s.n.peerFiles.expiry()
+		return cert
+	})},
+	{"sluice_peer_authority_expiry_timestamp_seconds", kindGauge, "When the authority of this certificate ends, in Unix time; 0 where nodes derive theirs.", one(func(s *scrape) float64 {
+		_, authority := s.n.peerFiles.expiry()
+		return authority
+	})},
+	{"sluice_peer_certificate_failing", kindGauge, "Whether its files hold nothing that could be used, so that older ones are.", one(func(s *scrape) float64 {
+		return flag(s.n.peerFiles != nil && s.n.peerFiles.failing.Load())
+	})},
 	{"sluice_gossip_packets_replayed_total", kindCounter, "Packets dropped that came before, byte for byte, within the last 65,536.", one(func(s *scrape) float64 {
 		return float64(s.n.gossip.transport.replayed.Load())
 	})},

@@ -54,6 +54,7 @@ type Node struct {
 	keys      clusterKeys
 	sealer    *Sealer
 	creds     PeerCredentials
+	peerFiles *fileCredentials // nil where certificates are derived from the cluster secret
 	book      *addressBook
 	clocks    *clocks
 	fsm       *raftfsm.FSM
@@ -197,8 +198,7 @@ func (n *Node) openStores() error {
 		return fmt.Errorf("remove what is left of a restore: %w", err)
 	}
 	n.log = nodeLogger(n.opts.logger, n.data.NodeID, n.cfg.Name)
-	n.creds, err = newDerivedCredentials(n.keys, PeerIdentity{NodeID: n.data.NodeID, Cluster: n.cfg.Cluster}, n.opts.clock)
-	if err != nil {
+	if err := n.openPeerCredentials(); err != nil {
 		return err
 	}
 	n.heir, err = newHeir(n.data, func(leaver string, list [32]byte, r io.Reader) error {
@@ -245,11 +245,12 @@ func (n *Node) listen() error {
 	}
 	n.dialer = newDialer(n.creds, n.book.peer, peerLog)
 	n.rpc = &rpcClient{
-		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks,
+		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks, identity: n.creds.Identity,
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
 	}
 	n.newFormer(peerLog)
 	n.peers = newPeerListener(n.opts.peer, n.creds, peerLog)
+	n.watchPeerFiles()
 	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, peerLog)
 	n.wg.Go(func() { n.rpcServer.Serve(n.peers.listener(n.peers.rpc, advertisedAddr(n.peerAddress))) })
 

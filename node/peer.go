@@ -33,10 +33,10 @@ type peerListener struct {
 	raft  chan net.Conn // to Accept of the stream layer
 	rpc   chan net.Conn // to Accept of the HTTP server
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	once   onceIn
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	refused *refusals
 
 	mu     sync.Mutex
 	conns  map[*countedConn]struct{}
@@ -49,7 +49,7 @@ func newPeerListener(inner net.Listener, creds PeerCredentials, logger *slog.Log
 	p := &peerListener{
 		inner: inner, creds: creds, log: logger,
 		raft: make(chan net.Conn), rpc: make(chan net.Conn),
-		ctx: ctx, cancel: cancel,
+		ctx: ctx, cancel: cancel, refused: newRefusals(),
 		conns: make(map[*countedConn]struct{}), byPeer: make(map[string]int),
 	}
 	p.wg.Go(p.accept)
@@ -60,7 +60,8 @@ func newPeerListener(inner net.Listener, creds PeerCredentials, logger *slog.Log
 type countedConn struct {
 	net.Conn
 	owner *peerListener
-	peer  string // guarded by owner.mu; "" before the handshake
+	peer  string    // guarded by owner.mu; "" before the handshake
+	tls   *tls.Conn // likewise nil
 	once  sync.Once
 }
 
@@ -119,8 +120,8 @@ func (p *peerListener) accept() {
 			<-pending
 			if err != nil {
 				counted.Close()
-				if p.ctx.Err() == nil && p.once.allow(err.Error(), refusedLogInterval) {
-					p.log.Warn("peer connection refused", "address", conn.RemoteAddr().String(), "error", err)
+				if p.ctx.Err() == nil {
+					p.refused.note(p.log, "peer connection refused", conn.RemoteAddr().String(), whoClaims(err), err)
 				}
 				return
 			}
@@ -131,17 +132,20 @@ func (p *peerListener) accept() {
 
 // handshake authenticates the other end within the deadline and enters the connection under its name.
 func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
-	config := p.creds.ServerConfig()
+	config := withClaims(p.creds.ServerConfig())
 	config.NextProtos = []string{protoRaft, protoRPC}
 	tlsConn := tls.Server(conn, config)
 	ctx, cancel := context.WithTimeout(p.ctx, handshakeTimeout)
 	defer cancel()
 	if err := tlsConn.HandshakeContext(ctx); err != nil {
-		return nil, plainHandshakeError(err)
+		return nil, peerHandshakeError(err)
 	}
 	state := tlsConn.ConnectionState()
 	if state.NegotiatedProtocol == "" {
-		return nil, errors.New("no application protocol")
+		return nil, errNoProtocol
+	}
+	if err := prove(tlsConn, p.creds, true, handshakeTimeout); err != nil {
+		return nil, &claimError{who: claimed(state), err: err}
 	}
 	id, err := p.creds.Identity(state)
 	if err != nil {
@@ -150,10 +154,10 @@ func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.byPeer[id.NodeID] >= maxConnsPerPeer {
-		return nil, fmt.Errorf("more than %d connections of %s", maxConnsPerPeer, id.NodeID)
+		return nil, &claimError{who: id, err: fmt.Errorf("%w: more than %d", errCrowded, maxConnsPerPeer)}
 	}
 	p.byPeer[id.NodeID]++
-	conn.peer = id.NodeID
+	conn.peer, conn.tls = id.NodeID, tlsConn
 	return tlsConn, nil
 }
 
@@ -195,18 +199,33 @@ func (p *peerListener) close() error {
 	return err
 }
 
-// plainHandshakeError makes the two mistakes that operators make readable, at whichever end the check failed first.
-func plainHandshakeError(err error) error {
-	switch {
-	case errors.Is(err, errOtherSecret), errors.Is(err, errOtherCluster), errors.Is(err, errOtherNode):
+// prove lets both ends show what their certificates do not, within the time.
+func prove(conn *tls.Conn, creds PeerCredentials, accepted bool, within time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
 		return err
 	}
-	var alert tls.AlertError
-	var remote *net.OpError
-	if errors.As(err, &alert) || (errors.As(err, &remote) && remote.Op == "remote error") {
-		return fmt.Errorf("the peer refused this node (another cluster secret or name, or it meant another node): %w", err)
+	if err := creds.Prove(conn, accepted); err != nil {
+		return peerHandshakeError(err)
 	}
-	return fmt.Errorf("peer handshake: %w", err)
+	return conn.SetDeadline(time.Time{})
+}
+
+// recheck cuts the connections that would not be let in any more.
+func (p *peerListener) recheck() {
+	p.mu.Lock()
+	conns := make(map[*countedConn]*tls.Conn)
+	for c := range p.conns {
+		if c.tls != nil {
+			conns[c] = c.tls
+		}
+	}
+	p.mu.Unlock()
+	for c, conn := range conns {
+		if err := p.creds.Recheck(conn.ConnectionState(), true); err != nil {
+			p.log.Info("peer connection ended", "address", c.RemoteAddr().String(), "peer", claimed(conn.ConnectionState()).NodeID, "reason", err.Error())
+			c.Close()
+		}
+	}
 }
 
 // protoListener is the net.Listener of one protocol. Closing it stops its Accept only, and nothing else does.
@@ -248,7 +267,7 @@ type dialer struct {
 	creds   PeerCredentials
 	resolve func(nodeID string) (string, error) // to a host:port
 	log     *slog.Logger
-	once    onceIn
+	refused *refusals
 
 	mu     sync.Mutex
 	open   map[*dialedConn]struct{}
@@ -256,13 +275,14 @@ type dialer struct {
 }
 
 func newDialer(creds PeerCredentials, resolve func(string) (string, error), logger *slog.Logger) *dialer {
-	return &dialer{creds: creds, resolve: resolve, log: logger, open: make(map[*dialedConn]struct{})}
+	return &dialer{creds: creds, resolve: resolve, log: logger, refused: newRefusals(), open: make(map[*dialedConn]struct{})}
 }
 
 // dialedConn is a raw connection that leaves the dialer's books when it is closed.
 type dialedConn struct {
 	net.Conn
 	owner *dialer
+	tls   *tls.Conn // guarded by owner.mu; nil before the handshake
 }
 
 func (c *dialedConn) Close() error {
@@ -300,6 +320,24 @@ func (d *dialer) close() {
 	}
 }
 
+// recheck cuts the connections to peers that would not be trusted any more.
+func (d *dialer) recheck() {
+	d.mu.Lock()
+	conns := make(map[*dialedConn]*tls.Conn)
+	for c := range d.open {
+		if c.tls != nil {
+			conns[c] = c.tls
+		}
+	}
+	d.mu.Unlock()
+	for c, conn := range conns {
+		if err := d.creds.Recheck(conn.ConnectionState(), false); err != nil {
+			d.log.Info("peer connection ended", "address", c.RemoteAddr().String(), "peer", claimed(conn.ConnectionState()).NodeID, "reason", err.Error())
+			c.Close()
+		}
+	}
+}
+
 // dial connects to target, a node id (then that node has to answer) or a host:port (then any node of the cluster may).
 func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, error) {
 	address, nodeID := target, ""
@@ -320,17 +358,27 @@ func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, err
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}
-	config := d.creds.ClientConfig(nodeID)
+	config := withClaims(d.creds.ClientConfig(nodeID))
 	config.NextProtos = []string{proto}
 	conn := tls.Client(raw, config)
-	if err := conn.HandshakeContext(ctx); err != nil {
+	err = conn.HandshakeContext(ctx)
+	if err == nil {
+		if err = prove(conn, d.creds, false, handshakeTimeout); err != nil {
+			err = &claimError{who: claimed(conn.ConnectionState()), err: err}
+		}
+	} else {
+		err = peerHandshakeError(err)
+	}
+	if err != nil {
 		raw.Close()
-		err = plainHandshakeError(err)
-		if !errors.Is(err, context.Canceled) && d.once.allow(err.Error(), refusedLogInterval) {
-			d.log.Warn("peer not reached", "address", address, "error", err)
+		if !errors.Is(err, context.Canceled) {
+			d.refused.note(d.log, "peer not reached", address, whoClaims(err), err)
 		}
 		return nil, err
 	}
+	d.mu.Lock()
+	raw.tls = conn
+	d.mu.Unlock()
 	if conn.ConnectionState().NegotiatedProtocol != proto {
 		conn.Close()
 		return nil, fmt.Errorf("peer at %s does not speak %s", address, proto)

@@ -1,13 +1,11 @@
 package node
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
@@ -39,6 +37,11 @@ type PeerCredentials interface {
 	ClientConfig(nodeID string) *tls.Config
 	// Identity reads a verified connection's other end.
 	Identity(tls.ConnectionState) (PeerIdentity, error)
+	// Prove shows the other end, after the handshake, what this one's certificate does not, and demands the same of it. accepted says
+	// which end this is. The caller has set a deadline.
+	Prove(conn *tls.Conn, accepted bool) error
+	// Recheck says whether a connection that was let in before would be let in now.
+	Recheck(cs tls.ConnectionState, accepted bool) error
 }
 
 const (
@@ -50,11 +53,9 @@ const (
 // derivedCredentials are PeerCredentials whose authority comes from the cluster secret: every holder of the secret
 // computes the same authority and signs a certificate of its own, with a key that lives as long as the process.
 type derivedCredentials struct {
-	self  PeerIdentity
+	peerTLS
 	ca    *x509.Certificate
 	caKey ed25519.PrivateKey
-	roots *x509.CertPool
-	now   func() time.Time
 
 	mu      sync.Mutex
 	cert    *tls.Certificate
@@ -86,7 +87,8 @@ func newDerivedCredentials(keys clusterKeys, self PeerIdentity, now func() time.
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	d := &derivedCredentials{self: self, ca: ca, caKey: caKey, roots: roots, now: now}
+	d := &derivedCredentials{ca: ca, caKey: caKey}
+	d.peerTLS = peerTLS{self: self, now: now, certificate: d.certificate, ownDerived: true, trusts: func() peerRoots { return peerRoots{derived: roots} }}
 	if _, err := d.certificate(); err != nil {
 		return nil, err
 	}
@@ -146,77 +148,4 @@ func parseIdentityURI(u *url.URL) (PeerIdentity, bool) {
 	cluster, err1 := url.PathUnescape(parts[2])
 	node, err2 := url.PathUnescape(parts[4])
 	return PeerIdentity{NodeID: node, Cluster: cluster}, err1 == nil && err2 == nil && validNodeID(node)
-}
-
-// base are the settings that both ends share.
-func (d *derivedCredentials) base() *tls.Config {
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13,
-		// Resumption would save little between a handful of long connections, and tickets would have to be revoked.
-		SessionTicketsDisabled: true,
-		Time:                   d.now,
-	}
-}
-
-// ServerConfig implements PeerCredentials.
-func (d *derivedCredentials) ServerConfig() *tls.Config {
-	c := d.base()
-	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return d.certificate() }
-	// Verified below rather than by the library, so that both ends report the same errors.
-	c.ClientAuth = tls.RequireAnyClientCert
-	c.VerifyConnection = func(cs tls.ConnectionState) error { return d.verify(cs, x509.ExtKeyUsageClientAuth, "") }
-	return c
-}
-
-// ClientConfig implements PeerCredentials.
-func (d *derivedCredentials) ClientConfig(nodeID string) *tls.Config {
-	c := d.base()
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.certificate() }
-	// The library would compare a host name; peers are told apart by node id. VerifyConnection does the whole of it.
-	c.InsecureSkipVerify = true
-	c.VerifyConnection = func(cs tls.ConnectionState) error { return d.verify(cs, x509.ExtKeyUsageServerAuth, nodeID) }
-	return c
-}
-
-// Identity implements PeerCredentials.
-func (d *derivedCredentials) Identity(cs tls.ConnectionState) (PeerIdentity, error) {
-	if len(cs.PeerCertificates) == 0 {
-		return PeerIdentity{}, errors.New("no certificate")
-	}
-	for _, u := range cs.PeerCertificates[0].URIs {
-		if id, ok := parseIdentityURI(u); ok {
-			return id, nil
-		}
-	}
-	return PeerIdentity{}, errors.New("certificate names no node")
-}
-
-// verify checks chain, role, cluster and, where wantNode is set, the node.
-func (d *derivedCredentials) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage, wantNode string) error {
-	if len(cs.PeerCertificates) == 0 {
-		return errors.New("no certificate")
-	}
-	leaf := cs.PeerCertificates[0]
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: d.roots, CurrentTime: d.now(), KeyUsages: []x509.ExtKeyUsage{usage}})
-	if err != nil {
-		var unknown x509.UnknownAuthorityError
-		if errors.As(err, &unknown) {
-			return errOtherSecret
-		}
-		return fmt.Errorf("peer certificate: %w", err)
-	}
-	if bytes.Equal(leaf.Raw, d.ca.Raw) {
-		return errors.New("peer certificate: the authority's own")
-	}
-	id, err := d.Identity(cs)
-	if err != nil {
-		return fmt.Errorf("peer certificate: %w", err)
-	}
-	if id.Cluster != d.self.Cluster {
-		return fmt.Errorf("%w: it is of %q, this one of %q", errOtherCluster, id.Cluster, d.self.Cluster)
-	}
-	if wantNode != "" && id.NodeID != wantNode {
-		return fmt.Errorf("%w: %s instead of %s", errOtherNode, id.NodeID, wantNode)
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -333,15 +334,23 @@ type rpcClient struct {
 	clusterID func() string
 	self      nodeAddr
 	clocks    *clocks // nil: clocks are not compared
+	// identity reads whose certificate a connection is by; nil: what a node says of itself is not compared with it.
+	identity func(tls.ConnectionState) (PeerIdentity, error)
 }
 
 // call sends one request and returns the body of an answer that says it was done.
 // Errors: a *leaderHint, errUnavailable and *refusedError mean that nothing happened, and so does errNotSent; anything
 // else leaves the outcome unknown.
 func (c *rpcClient) call(ctx context.Context, target, method, path string, body []byte, limit int64, header ...string) ([]byte, error) {
+	text, _, err := c.callFrom(ctx, target, method, path, body, limit, header...)
+	return text, err
+}
+
+// callFrom is call that also says which node's certificate the answer came by, "" where that was not looked at.
+func (c *rpcClient) callFrom(ctx context.Context, target, method, path string, body []byte, limit int64, header ...string) (answer []byte, from string, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+target+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotSent, err)
+		return nil, "", fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	// Without it net/http would send the request again by itself on a broken connection; the repetitions are ours.
 	req.GetBody = nil
@@ -357,39 +366,46 @@ func (c *rpcClient) call(ctx context.Context, target, method, path string, body 
 	resp, err := c.http.Do(sent.req)
 	if err != nil {
 		if !sent.any() {
-			return nil, fmt.Errorf("%w: %w", errNotSent, err)
+			return nil, "", fmt.Errorf("%w: %w", errNotSent, err)
 		}
-		return nil, fmt.Errorf("call peer: %w", err)
+		return nil, "", fmt.Errorf("call peer: %w", err)
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
-		return nil, fmt.Errorf("call peer: %w", err)
+		return nil, "", fmt.Errorf("call peer: %w", err)
 	}
 	if int64(len(text)) > limit {
-		return nil, errors.New("call peer: answer too large")
+		return nil, "", errors.New("call peer: answer too large")
 	}
 	switch resp.Header.Get(headerOutcome) {
 	case outcomeDone:
-		return text, nil
+		if resp.TLS != nil && c.identity != nil {
+			id, err := c.identity(*resp.TLS)
+			if err != nil {
+				return nil, "", fmt.Errorf("call peer: %w", err)
+			}
+			from = id.NodeID
+		}
+		return text, from, nil
 	case outcomeNotLeader:
-		return nil, &leaderHint{leaderID: resp.Header.Get(headerLeader)}
+		return nil, "", &leaderHint{leaderID: resp.Header.Get(headerLeader)}
 	case outcomeUnavailable:
-		return nil, errUnavailable
+		return nil, "", errUnavailable
 	case outcomeRefused:
-		return nil, &refusedError{reason: string(text)}
+		return nil, "", &refusedError{reason: string(text)}
 	default:
 		if resp.StatusCode == http.StatusNotFound {
-			return nil, errNoSuchCall
+			return nil, "", errNoSuchCall
 		}
-		return nil, fmt.Errorf("call peer: answered %s", resp.Status)
+		return nil, "", fmt.Errorf("call peer: answered %s", resp.Status)
 	}
 }
 
 func (c *rpcClient) hello(ctx context.Context, target string) (helloReply, error) {
 	var reply helloReply
 	began := time.Now()
-	text, err := c.call(ctx, target, http.MethodGet, pathHello, nil, maxHelloBytes)
+	text, from, err := c.callFrom(ctx, target, http.MethodGet, pathHello, nil, maxHelloBytes)
 	took := time.Since(began)
 	if err != nil {
 		return reply, err
@@ -399,6 +415,9 @@ func (c *rpcClient) hello(ctx context.Context, target string) (helloReply, error
 	}
 	if !validNodeID(reply.NodeID) {
 		return reply, errors.New("call peer: malformed node id")
+	}
+	if from != "" && from != reply.NodeID {
+		return reply, fmt.Errorf("%w: it says that it is %s, by the certificate of %s", errOtherNode, reply.NodeID, from)
 	}
 	if c.clocks != nil && reply.Now != 0 {
 		c.clocks.observe(reply.NodeID, time.Unix(0, reply.Now), took)

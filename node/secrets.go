@@ -87,6 +87,7 @@ func readSecretText(name string, value Secret, file string) (string, error) {
 type clusterKeys struct {
 	caSeed [32]byte // Ed25519 seed of the certificate authority of peers
 	gossip [32]byte // AES-256 key of memberlist
+	proof  [32]byte // of connections between nodes with certificates of an operator's own
 }
 
 // deriveClusterKeys separates the uses of the one secret by HKDF-SHA-256 (RFC 5869) with a label per use.
@@ -94,6 +95,7 @@ func deriveClusterKeys(secret []byte) (clusterKeys, error) {
 	var keys clusterKeys
 	for label, out := range map[string][]byte{
 		"sluice/v1 peer certificate authority": keys.caSeed[:],
+		"sluice/v1 peer proof":                 keys.proof[:],
 		labelGossipKey:                         keys.gossip[:],
 	} {
 		key, err := hkdf.Key(sha256.New, secret, nil, label, len(out))

@@ -61,6 +61,7 @@ type commandLine struct {
 	Completion completionCommand `cmd:"" help:"Print a script for the shell that completes commands and flags."`
 	Bench      benchCommand      `cmd:"" help:"Measure a running cluster."`
 	Secret     secretCommand     `cmd:"" help:"Make secrets."`
+	Cert       certCommand       `cmd:"" help:"Make certificates for the traffic between nodes."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
