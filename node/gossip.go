@@ -56,7 +56,7 @@ type gossip struct {
 	alive map[string]*memberlist.Node
 
 	dropped, badPackets, received, sent atomic.Int64
-	strange, strangeStreams             atomic.Int64 // without the cluster's keys, or for another cluster
+	strange, unreadable                 atomic.Int64 // packets and streams without the cluster's keys; packets for another cluster, too
 
 	stop  context.CancelFunc
 	ctx   context.Context
@@ -157,7 +157,7 @@ func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAdd
 	c.TCPTimeout = 3 * time.Second
 	c.DeadNodeReclaimTime = 30 * time.Second
 	c.Logger = log.New(&strangeLines{
-		next: newLineLogger(g.log).Writer(), packets: &g.strange, streams: &g.strangeStreams, refused: g.refused,
+		next: newLineLogger(g.log).Writer(), packets: &g.strange, streams: &g.unreadable, refused: g.refused,
 	}, "", 0)
 	c.Delegate, c.Events, c.Ping, c.Conflict = (*gossipDelegate)(g), (*gossipEvents)(g), (*gossipPing)(g), (*gossipConflict)(g)
 	g.drain()
@@ -202,6 +202,9 @@ func (g *gossip) setKeys(keys [][]byte) error {
 	}
 	return nil
 }
+
+// strangeStreams counts streams that were not of the cluster, or broke off.
+func (g *gossip) strangeStreams() int64 { return g.unreadable.Load() + g.transport.unanswered.Load() }
 
 // refused tells of a packet or a stream that was dropped since who made it does not hold the cluster's keys, once in a while: a
 // stranger can make any number. line is memberlist's, which quotes nothing of what was sent but its label.

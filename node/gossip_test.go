@@ -3,9 +3,15 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,5 +214,178 @@ func TestAddressBook_WhoIsBelieved(t *testing.T) {
 	b.hear(nodeAddr{ID: "node1", Peer: "x"})
 	if _, err := b.peer("node1"); err == nil || strings.Contains(err.Error(), "x ") {
 		t.Error("a malformed id was believed")
+	}
+}
+
+// sealed is a packet as g would send it now.
+func sealed(t *testing.T, g *gossip, msg []byte) []byte {
+	t.Helper()
+	ear, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ear.Close()
+	if err := g.list.SendToAddress(memberlist.Address{Addr: ear.LocalAddr().String()}, msg); err != nil {
+		t.Fatal(err)
+	}
+	if err := ear.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 4096)
+	n, _, err := ear.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return buf[:n]
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited for %s", what)
+		}
+	}
+}
+
+// A genuine packet is taken once: sent again, or changed in any byte, it is dropped and counted, whoever sends it.
+func TestGossip_ReplayedAndAltered(t *testing.T) {
+	t.Parallel()
+	nobody := func() []nodeAddr { return nil }
+	a, b := gossiper(t, "clu_1", 1, nobody), gossiper(t, "clu_1", 1, nobody)
+	var taken atomic.Int64
+	receive := func(string, []byte) { taken.Add(1) }
+	b.receive.Store(&receive)
+	msg, err := sealPacket(a.self, []byte("ten units of share"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	genuine := sealed(t, a, msg)
+	attacker, err := net.Dial("udp", b.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer attacker.Close()
+	send := func(packet []byte) {
+		t.Helper()
+		if _, err := attacker.Write(packet); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(genuine)
+	eventually(t, "the genuine packet", func() bool { return taken.Load() == 1 })
+
+	// One at a time, so that none is lost on the way.
+	for i := range genuine {
+		altered := bytes.Clone(genuine)
+		altered[i] ^= 1 << (i % 8)
+		before := b.strange.Load()
+		send(altered)
+		eventually(t, "an altered packet to be counted", func() bool { return b.strange.Load() == before+1 })
+	}
+	for n := range 100 {
+		send(genuine)
+		eventually(t, "a replayed packet to be counted", func() bool { return b.transport.replayed.Load() == int64(n+1) })
+	}
+	for _, packet := range [][]byte{{}, bytes.Repeat([]byte{7}, maxGossipDatagram+1), bytes.Repeat([]byte{7}, 9000)} {
+		before := b.transport.oversized.Load()
+		send(packet)
+		eventually(t, "a packet of no node's length to be counted", func() bool { return b.transport.oversized.Load() == before+1 })
+	}
+	// What was sealed with a key that has gone is not read any more.
+	old := sealed(t, a, msg)
+	for _, g := range []*gossip{a, b} {
+		if err := errors.Join(g.setKeys([][]byte{testGossipKey(1), testGossipKey(9)}), g.setKeys([][]byte{testGossipKey(9)})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := b.strange.Load()
+	send(old)
+	eventually(t, "a packet of an old key to be counted", func() bool { return b.strange.Load() == before+1 })
+	if n := taken.Load(); n != 1 || b.badPackets.Load() != 0 {
+		t.Errorf("%d packets were taken, %d malformed", n, b.badPackets.Load())
+	}
+	send(sealed(t, a, msg))
+	eventually(t, "a packet of the new key", func() bool { return taken.Load() == 2 })
+}
+
+// Streams of strangers are counted and come to nothing: without a label, with another's, under no key, too long, or silent. There are
+// never more of them than places, and a member finds one all the same.
+func TestGossip_StreamsOfStrangers(t *testing.T) {
+	t.Parallel()
+	nobody := func() []nodeAddr { return nil }
+	a, b := gossiper(t, "clu_1", 1, nobody), gossiper(t, "clu_1", 1, nobody)
+	stream := func(text []byte) {
+		t.Helper()
+		conn, err := net.Dial("tcp", b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.Write(text) // it may be cut off before the end
+		if _, err := io.Copy(io.Discard, conn); isTimeout(err) {
+			t.Error("a stranger's stream stays open")
+		}
+	}
+	label := append([]byte{244, 5}, "clu_1"...)
+	sealedKind := func(size uint32) []byte { return binary.BigEndian.AppendUint32(append(bytes.Clone(label), 10), size) }
+	for name, text := range map[string][]byte{
+		"no label":            bytes.Repeat([]byte{7}, 100),
+		"another label":       append([]byte{244, 5}, "clu_2 and more"...),
+		"half a label":        {244, 200, 'x'},
+		"in the clear":        append(bytes.Clone(label), 6, 1, 2, 3),
+		"no key":              append(sealedKind(100), bytes.Repeat([]byte{1}, 100)...),
+		"more than it brings": append(sealedKind(20<<20), 1, 2, 3),
+	} {
+		before := b.strangeStreams()
+		conn, err := net.Dial("tcp", b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write(text)
+		conn.(*net.TCPConn).CloseWrite()
+		eventually(t, "a stream with "+name+" to be counted", func() bool { return b.strangeStreams() == before+1 })
+		conn.Close()
+	}
+	stream(append(sealedKind(20<<20), make([]byte, 2*maxGossipStream)...))
+	eventually(t, "a long stream to be cut", func() bool { return b.transport.cut.Load() == 1 })
+
+	for range maxGossipStreams + 10 {
+		conn, err := net.Dial("tcp", b.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	eventually(t, "all places to be taken", func() bool { return len(b.transport.places) == maxGossipStreams })
+	eventually(t, "a member among silent strangers", func() bool {
+		n, err := a.list.Join([]string{b.address})
+		return err == nil && n == 1
+	})
+}
+
+// Whatever becomes of the keys, the first one seals, all of them open, and no other does.
+func TestGossip_SetKeys(t *testing.T) {
+	t.Parallel()
+	g := gossiper(t, "clu_1", 1, func() []nodeAddr { return nil })
+	seed := uint64(time.Now().UnixNano())
+	random := mathrand.New(mathrand.NewPCG(seed, 0))
+	for round := range 500 {
+		var keys [][]byte
+		for _, k := range random.Perm(12)[:1+random.IntN(8)] {
+			keys = append(keys, testGossipKey(byte(k)))
+		}
+		if err := g.setKeys(keys); err != nil {
+			t.Fatal(err)
+		}
+		got := g.keyring.GetKeys()
+		ok := len(got) == len(keys) && bytes.Equal(got[0], keys[0])
+		for _, key := range keys {
+			ok = ok && slices.ContainsFunc(got, func(k []byte) bool { return bytes.Equal(k, key) })
+		}
+		if !ok {
+			t.Fatalf("seed %d, round %d: %x, want %x", seed, round, got, keys)
+		}
 	}
 }

@@ -46,8 +46,9 @@ type gossipTransport struct {
 
 	// oversized counts datagrams that no node sends, replayed those that came before, byte for byte.
 	oversized, replayed atomic.Int64
-	// cut counts streams that were ended since they were longer than any of a node.
-	cut atomic.Int64
+	// cut counts streams that were ended since they were longer than any of a node, unanswered those that said something and got no
+	// answer: memberlist answers whatever it understands.
+	cut, unanswered atomic.Int64
 }
 
 var _ memberlist.Transport = (*gossipTransport)(nil)
@@ -156,7 +157,8 @@ func (t *gossipTransport) accept() {
 type gossipStream struct {
 	net.Conn
 	transport *gossipTransport
-	left      int    // read by one goroutine
+	left      int // as answered, of the goroutine that has the stream
+	answered  bool
 	gone      func() // gives its place back; nil where it has none
 	once      sync.Once
 }
@@ -171,9 +173,19 @@ func (s *gossipStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
+func (s *gossipStream) Write(p []byte) (int, error) {
+	s.answered = true
+	return s.Conn.Write(p)
+}
+
 func (s *gossipStream) Close() error {
 	if s.gone != nil {
-		s.once.Do(s.gone)
+		s.once.Do(func() {
+			if s.left < maxGossipStream && !s.answered {
+				s.transport.unanswered.Add(1)
+			}
+			s.gone()
+		})
 	}
 	return s.Conn.Close()
 }
@@ -260,18 +272,18 @@ type strangeLines struct {
 	refused          func(what, line string) // tells operators, once in a while
 }
 
-// strangeMarks are beginnings of memberlist's lines.
+// strangeMarks are beginnings of memberlist's lines. Streams that get no answer are counted as such.
 var strangeMarks = []struct {
-	begins string
-	stream bool
+	begins, what string
+	unanswered   bool
 }{
-	{"memberlist: Decrypt packet failed", false},
-	{"memberlist: discarding packet with unacceptable label", false},
-	{"memberlist: cannot decode label; packet", false},
-	{"memberlist: label header cannot be empty when present ", false},
-	{"memberlist: discarding stream with unacceptable label", true},
-	{"memberlist: failed to receive and remove the stream label header", true},
-	{"memberlist: failed to receive: ", true},
+	{"memberlist: Decrypt packet failed", "packet", false},
+	{"memberlist: discarding packet with unacceptable label", "packet", false},
+	{"memberlist: cannot decode label; packet", "packet", false},
+	{"memberlist: label header cannot be empty when present ", "packet", false},
+	{"memberlist: discarding stream with unacceptable label", "stream", true},
+	{"memberlist: failed to receive and remove the stream label header", "stream", true},
+	{"memberlist: failed to receive: ", "stream", false},
 }
 
 func (s *strangeLines) Write(p []byte) (int, error) {
@@ -280,12 +292,14 @@ func (s *strangeLines) Write(p []byte) (int, error) {
 		if !strings.HasPrefix(line, mark.begins) {
 			continue
 		}
-		what, count := "packet", s.packets
-		if mark.stream {
-			what, count = "stream", s.streams
+		switch {
+		case mark.unanswered:
+		case mark.what == "stream":
+			s.streams.Add(1)
+		default:
+			s.packets.Add(1)
 		}
-		count.Add(1)
-		s.refused(what, line)
+		s.refused(mark.what, line)
 		return len(p), nil
 	}
 	return s.next.Write(p)

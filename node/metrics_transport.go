@@ -25,8 +25,8 @@ var transportMetrics = []metric{
 	{"sluice_gossip_packets_oversized_total", kindCounter, "Packets dropped that are empty or longer than any of a node.", one(func(s *scrape) float64 {
 		return float64(s.n.gossip.transport.oversized.Load())
 	})},
-	{"sluice_gossip_streams_strange_total", kindCounter, "Streams dropped that were made without the cluster's keys, or for another cluster.", one(func(s *scrape) float64 {
-		return float64(s.n.gossip.strangeStreams.Load())
+	{"sluice_gossip_streams_strange_total", kindCounter, "Streams that were made without the cluster's keys, or for another cluster, or broke off.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.strangeStreams())
 	})},
 	{"sluice_gossip_streams_cut_total", kindCounter, "Streams ended since they were longer than any of a node.", one(func(s *scrape) float64 {
 		return float64(s.n.gossip.transport.cut.Load())
