@@ -56,13 +56,15 @@ type gossip struct {
 	alive map[string]*memberlist.Node
 
 	dropped, badPackets, received, sent atomic.Int64
+	old                                 atomic.Int64 // of the received: came before, by their number
 	strange, unreadable                 atomic.Int64 // packets and streams without the cluster's keys; packets for another cluster, too
 
-	stop  context.CancelFunc
-	ctx   context.Context
-	wg    sync.WaitGroup
-	drain context.CancelFunc // ends the discarding of packets before the start
-	once  onceIn
+	stop    context.CancelFunc
+	ctx     context.Context
+	wg      sync.WaitGroup
+	drain   context.CancelFunc // ends the discarding of packets before the start; drained is closed once it has
+	drained chan struct{}
+	once    onceIn
 }
 
 // listenGossip binds the UDP and TCP port, so that the address is known before the cluster is.
@@ -96,10 +98,11 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 	g := &gossip{
 		self: self, log: logger, transport: transport, address: address, clocks: clocks,
 		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node),
-		ctx: ctx, stop: stop, drain: drain,
+		ctx: ctx, stop: stop, drain: drain, drained: make(chan struct{}),
 	}
 	// What comes before there is a memberlist is dropped, not kept for it.
 	g.wg.Go(func() {
+		defer close(g.drained)
 		for {
 			select {
 			case <-transport.PacketCh():
@@ -160,7 +163,9 @@ func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAdd
 		next: newLineLogger(g.log).Writer(), packets: &g.strange, streams: &g.unreadable, refused: g.refused,
 	}, "", 0)
 	c.Delegate, c.Events, c.Ping, c.Conflict = (*gossipDelegate)(g), (*gossipEvents)(g), (*gossipPing)(g), (*gossipConflict)(g)
+	g.transport.setLabel(clusterID)
 	g.drain()
+	<-g.drained // or it might take what the memberlist should get
 	list, err := memberlist.Create(c)
 	if err != nil {
 		return fmt.Errorf("start gossip: %w", err)
@@ -202,6 +207,9 @@ func (g *gossip) setKeys(keys [][]byte) error {
 	}
 	return nil
 }
+
+// strangePackets counts packets that were made without the cluster's keys, or altered, or for another cluster.
+func (g *gossip) strangePackets() int64 { return g.strange.Load() + g.transport.altered.Load() }
 
 // strangeStreams counts streams that were not of the cluster, or broke off.
 func (g *gossip) strangeStreams() int64 { return g.unreadable.Load() + g.transport.unanswered.Load() }
@@ -256,6 +264,7 @@ func (g *gossip) rejoin(members func() []nodeAddr) {
 
 // deliver hands packets to the limiter, one at a time.
 func (g *gossip) deliver(known func(id string) bool) {
+	senders := make(numbers)
 	for {
 		select {
 		case msg := <-g.inbox:
@@ -269,6 +278,9 @@ func (g *gossip) deliver(known func(id string) bool) {
 				continue
 			}
 			g.received.Add(1)
+			if senders.again(from, packet) {
+				g.old.Add(1) // and passed on all the same: whether it is of use is the limiter's to say
+			}
 			(*receive)(from, packet)
 		case <-g.ctx.Done():
 			return

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -29,6 +30,9 @@ const (
 	gossipReadBuffer = 2 << 20
 	// replayWindow is how many of the last packets are remembered, a power of two.
 	replayWindow = 1 << 16
+	// gossipCipher is the version of memberlist's cipher that nodes use, in a byte that it does not authenticate: a sealed packet whose
+	// byte was changed to the older version is opened all the same, and what is then taken for padding ends the process.
+	gossipCipher = 1
 )
 
 // gossipTransport is memberlist's way to the network, in place of its own: that one makes room for 64 KiB for each datagram, and
@@ -40,6 +44,7 @@ type gossipTransport struct {
 	streams chan net.Conn
 	places  chan struct{} // one element for each stream that is open
 	replays replayFilter
+	label   atomic.Pointer[[]byte] // what packets and streams of the cluster begin with; nil before it is known
 	closing chan struct{}
 	once    sync.Once
 	wg      sync.WaitGroup
@@ -49,6 +54,8 @@ type gossipTransport struct {
 	// cut counts streams that were ended since they were longer than any of a node, unanswered those that said something and got no
 	// answer: memberlist answers whatever it understands.
 	cut, unanswered atomic.Int64
+	// altered counts packets under the cluster's label with another cipher than the nodes'.
+	altered atomic.Int64
 }
 
 var _ memberlist.Transport = (*gossipTransport)(nil)
@@ -86,6 +93,23 @@ func openGossipTransport(ip net.IP, port int) (*gossipTransport, error) {
 
 func (t *gossipTransport) port() int { return t.tcp.Addr().(*net.TCPAddr).Port }
 
+// setLabel says what packets and streams of the cluster are labelled with.
+func (t *gossipTransport) setLabel(label string) {
+	header := append([]byte{244, byte(len(label))}, label...)
+	t.label.Store(&header)
+}
+
+// otherCipher says whether a packet of the cluster is sealed by another cipher than the nodes'. What is not labelled as the cluster's
+// memberlist looks at no further.
+func (t *gossipTransport) otherCipher(packet []byte) bool {
+	label := t.label.Load()
+	if label == nil {
+		return false
+	}
+	sealed, ok := bytes.CutPrefix(packet, *label)
+	return ok && (len(sealed) == 0 || sealed[0] != gossipCipher)
+}
+
 // readPackets hands on what may be a packet of a node.
 func (t *gossipTransport) readPackets() {
 	buf := make([]byte, maxGossipDatagram+1)
@@ -105,6 +129,9 @@ func (t *gossipTransport) readPackets() {
 		switch {
 		case size == 0 || size > maxGossipDatagram:
 			t.oversized.Add(1)
+			continue
+		case t.otherCipher(buf[:size]):
+			t.altered.Add(1)
 			continue
 		case t.replays.seen(buf[:size]):
 			t.replayed.Add(1)
@@ -143,7 +170,10 @@ func (t *gossipTransport) accept() {
 			}
 			continue
 		}
-		stream := &gossipStream{Conn: conn, transport: t, left: maxGossipStream, gone: func() { <-t.places }}
+		stream := &gossipStream{Conn: conn, transport: t, left: maxGossipStream, cipher: streamCipherAt, gone: func() { <-t.places }}
+		if label := t.label.Load(); label != nil {
+			stream.cipher += len(*label)
+		}
 		select {
 		case t.streams <- stream:
 		case <-t.closing:
@@ -153,11 +183,15 @@ func (t *gossipTransport) accept() {
 	}
 }
 
-// gossipStream is a stream that ends where it is longer than any of a node.
+// streamCipherAt is where in a stream, behind its label, the cipher's version stands: after the kind of message and its length.
+const streamCipherAt = 1 + 4
+
+// gossipStream is a stream that ends where it is longer than any of a node, or sealed by another cipher: see gossipCipher.
 type gossipStream struct {
 	net.Conn
 	transport *gossipTransport
 	left      int // as answered, of the goroutine that has the stream
+	cipher    int // how many bytes come before the cipher's version
 	answered  bool
 	gone      func() // gives its place back; nil where it has none
 	once      sync.Once
@@ -169,6 +203,9 @@ func (s *gossipStream) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("%w: longer than any of a node", io.ErrUnexpectedEOF)
 	}
 	n, err := s.Conn.Read(p[:min(len(p), s.left)])
+	if at := s.cipher - (maxGossipStream - s.left); at >= 0 && at < n && p[at] != gossipCipher {
+		n, err = at, errOtherCipher
+	}
 	s.left -= n
 	return n, err
 }
@@ -177,6 +214,9 @@ func (s *gossipStream) Write(p []byte) (int, error) {
 	s.answered = true
 	return s.Conn.Write(p)
 }
+
+// errOtherCipher: a stream is not sealed as nodes seal theirs. It may be no node's at all.
+var errOtherCipher = fmt.Errorf("%w: not sealed by the nodes' cipher", io.ErrUnexpectedEOF)
 
 func (s *gossipStream) Close() error {
 	if s.gone != nil {
@@ -225,7 +265,7 @@ func (t *gossipTransport) DialTimeout(address string, timeout time.Duration) (ne
 	if err != nil {
 		return nil, err
 	}
-	return &gossipStream{Conn: conn, transport: t, left: maxGossipStream}, nil
+	return &gossipStream{Conn: conn, transport: t, left: maxGossipStream, cipher: streamCipherAt}, nil // answers have no label
 }
 
 // StreamCh implements memberlist.Transport.
@@ -240,28 +280,6 @@ func (t *gossipTransport) Shutdown() error {
 	})
 	t.wg.Wait()
 	return err
-}
-
-// replayFilter remembers the last packets, so that one which comes again is noticed: every packet is sealed with a nonce of its
-// own, so no two are equal. It need not be complete, since nothing rests on it: who is alive and what was counted are told in a way
-// that an old packet cannot turn back. Of one goroutine.
-type replayFilter struct {
-	seed  maphash.Seed // of the process, so that nobody can choose packets that are taken for each other
-	slots []uint64     // by the hash's low bits; made with the first packet
-}
-
-// seen remembers a packet, and says whether it is among those remembered.
-func (f *replayFilter) seen(packet []byte) bool {
-	if f.slots == nil {
-		f.slots = make([]uint64, replayWindow)
-	}
-	h := maphash.Bytes(f.seed, packet)
-	slot := &f.slots[h&(replayWindow-1)]
-	if *slot == h {
-		return true
-	}
-	*slot = h
-	return false
 }
 
 // strangeLines counts what memberlist drops since who made it does not hold the cluster's keys: it says so in its log only. Tests

@@ -200,7 +200,7 @@ var metrics = []metric{
 	{"sluice_gossip_packets_received_total", kindCounter, "The limiter's packets received from members.", one(func(s *scrape) float64 { return float64(s.n.gossip.received.Load()) })},
 	{"sluice_gossip_packets_dropped_total", kindCounter, "Packets received and dropped since the limiter was behind.", one(func(s *scrape) float64 { return float64(s.n.gossip.dropped.Load()) })},
 	{"sluice_gossip_packets_malformed_total", kindCounter, "Packets received with the cluster's secret but not of a member or of no known form.", one(func(s *scrape) float64 { return float64(s.n.gossip.badPackets.Load()) })},
-	{"sluice_gossip_packets_strange_total", kindCounter, "Packets dropped that were made without the cluster's keys, or for another cluster.", one(func(s *scrape) float64 { return float64(s.n.gossip.strange.Load()) })},
+	{"sluice_gossip_packets_strange_total", kindCounter, "Packets dropped that were made without the cluster's keys, altered, or for another cluster.", one(func(s *scrape) float64 { return float64(s.n.gossip.strangePackets()) })},
 	{"sluice_gossip_peer_unheard_seconds", kindGauge, "Since when a node that shares limits was last heard; each says something at least every 0.2 s, with more than 17 nodes every second.", func(s *scrape, out *samples) {
 		for _, p := range s.peers {
 			out.add("", fmt.Sprintf("peer=%q", p.Node), p.Unheard.Seconds())

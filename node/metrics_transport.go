@@ -19,8 +19,8 @@ var transportMetrics = []metric{
 	{"sluice_peer_certificate_failing", kindGauge, "Whether its files hold nothing that could be used, so that older ones are.", one(func(s *scrape) float64 {
 		return flag(s.n.peerFiles != nil && s.n.peerFiles.failing.Load())
 	})},
-	{"sluice_gossip_packets_replayed_total", kindCounter, "Packets dropped that came before, byte for byte, within the last 65,536.", one(func(s *scrape) float64 {
-		return float64(s.n.gossip.transport.replayed.Load())
+	{"sluice_gossip_packets_replayed_total", kindCounter, "Packets that came before: byte for byte within the last 65,536, which are dropped, or by the number that the limiter gave them.", one(func(s *scrape) float64 {
+		return float64(s.n.gossip.transport.replayed.Load() + s.n.gossip.old.Load())
 	})},
 	{"sluice_gossip_packets_oversized_total", kindCounter, "Packets dropped that are empty or longer than any of a node.", one(func(s *scrape) float64 {
 		return float64(s.n.gossip.transport.oversized.Load())
