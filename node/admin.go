@@ -5,31 +5,21 @@ import (
 	"io"
 	"net/http"
 	"time"
-
-	process "github.com/VictoriaMetrics/metrics"
 )
 
 // adminServer is the operators' listener: liveness, readiness with every check, metrics, and the admin API under /v1/.
-// The former have no authentication and tell no secret; the API is for this machine, or for who holds the token. It
+// The former have no authentication and tell no secret; for the rest see adminAccess and the table in adminroutes.go. It
 // listens on loopback unless configured otherwise.
 type adminServer struct {
-	node  *Node
-	http  *http.Server
-	token adminToken
+	node   *Node
+	http   *http.Server
+	access *adminAccess
 }
 
-func newAdminServer(n *Node, token adminToken) *adminServer {
-	a := &adminServer{node: n, token: token}
+func newAdminServer(n *Node, access *adminAccess) *adminServer {
+	a := &adminServer{node: n, access: access}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
-	mux.HandleFunc("GET /readyz", a.readyz)
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		if err := n.writeMetrics(w); err == nil { // else the scraper has gone
-			process.WriteProcessMetrics(w)
-		}
-	})
-	a.api(mux)
+	a.serveRoutes(mux, a.routes())
 	a.http = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,

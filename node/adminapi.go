@@ -2,16 +2,12 @@ package node
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -84,94 +80,9 @@ func adminProblemOf(err error) (p *AdminProblem, listed bool) {
 	return adminProblem(http.StatusInternalServerError, "internal_error", "the node's log says more"), false
 }
 
-// adminToken is the digest of the token that admits from elsewhere than this machine.
-type adminToken struct {
-	set    bool
-	digest [sha256.Size]byte
-}
-
-// BearerToken is the token as callers present it, "" where none is configured. It reads the file that the configuration
-// names.
-func (c AdminConfig) BearerToken() (string, error) {
-	if c.Token == "" && c.TokenFile == "" {
-		return "", nil
-	}
-	return readSecretText("admin.token", c.Token, c.TokenFile)
-}
-
-func newAdminToken(c AdminConfig) (adminToken, error) {
-	token, err := c.BearerToken()
-	if err != nil || token == "" {
-		return adminToken{}, err
-	}
-	return adminToken{set: true, digest: sha256.Sum256([]byte(token))}, nil
-}
-
-// is compares in a time that does not depend on where the two differ.
-func (t adminToken) is(presented string) bool {
-	digest := sha256.Sum256([]byte(presented))
-	return t.set && subtle.ConstantTimeCompare(digest[:], t.digest[:]) == 1
-}
-
-// mayCall decides who may call the admin API: whoever holds the token, and without one a peer on this machine that
-// is neither a proxy for somebody else nor a browser under a foreign name (DNS rebinding).
-func (t adminToken) mayCall(r *http.Request) *AdminProblem {
-	if text := r.Header.Get("Authorization"); text != "" {
-		scheme, token, _ := strings.Cut(text, " ")
-		if strings.EqualFold(scheme, "Bearer") && t.is(strings.TrimSpace(token)) {
-			return nil
-		}
-		return adminProblem(http.StatusUnauthorized, "invalid_credential", "this is not the admin token")
-	}
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	forwarded := r.Header.Get("Forwarded") != "" || r.Header.Get("X-Forwarded-For") != "" || r.Header.Get("Origin") != ""
-	if err == nil && peer.Addr().Unmap().IsLoopback() && !forwarded && plainHost(r.Host) {
-		return nil
-	}
-	if !t.set {
-		return adminProblem(http.StatusForbidden, "forbidden", "calls from elsewhere than this machine need admin.token or admin.token_file, and neither is set")
-	}
-	return adminProblem(http.StatusUnauthorized, "authentication_required", "calls from elsewhere than this machine need the admin token")
-}
-
-// plainHost reports whether a Host header names an address or this machine, which no web site can be called.
-func plainHost(host string) bool {
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil || host == "localhost"
-}
-
-// api adds the calls under /v1/ to the listener.
-func (a *adminServer) api(mux *http.ServeMux) {
-	mux.Handle("GET /v1/cluster", a.read(a.cluster))
-	mux.Handle("GET /v1/limits/explain", a.read(a.explainGet))
-	mux.Handle("POST /v1/limits/explain", adminChange(a, a.explainPost))
-	mux.Handle("POST /v1/limits/reset", adminChange(a, a.resetLimits))
-	mux.Handle("POST /v1/cluster/remove", adminChange(a, a.removeNode))
-	mux.Handle("POST /v1/cluster/transfer-leader", adminChange(a, a.transferLeader))
-	a.accounts(mux)
-	a.settingsCalls(mux)
-	a.keyringCalls(mux)
-	a.backups(mux)
-	a.imports(mux)
-	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
-		if p := a.token.mayCall(r); p != nil {
-			a.refuse(w, p)
-			return
-		}
-		a.refuse(w, adminProblem(http.StatusNotFound, "not_found", "there is no "+r.Method+" of this path"))
-	})
-}
-
 // read is a call that changes nothing. What fn returns is the answer's JSON.
 func (a *adminServer) read(fn func(r *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := a.token.mayCall(r); p != nil {
-			a.refuse(w, p)
-			return
-		}
 		answer, err := fn(r)
 		a.answer(w, r, answer, err)
 	})
@@ -192,10 +103,6 @@ func adminChangeOf[T any](a *adminServer, fn func(r *http.Request, in T) (any, e
 // adminChangeUpTo is adminChangeOf for a body of up to most bytes, a multiple of 1 KiB.
 func adminChangeUpTo[T any](a *adminServer, most int64, fn func(r *http.Request, in T) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p := a.token.mayCall(r); p != nil {
-			a.refuse(w, p)
-			return
-		}
 		kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 		if err != nil || kind != "application/json" {
 			a.refuse(w, adminProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/json"))

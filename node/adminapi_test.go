@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -14,10 +13,11 @@ import (
 	"testing"
 )
 
-func TestAdminToken_WhoMayCall(t *testing.T) {
+func TestAdminAccess_WhoMayCall(t *testing.T) {
 	t.Parallel()
-	const secret = "slsec_of-a-test-with-enough-characters"
-	with := adminToken{set: true, digest: sha256.Sum256([]byte(secret))}
+	secret := NewSecret()
+	without := accessOf(t, AdminConfig{LocalRole: "operate"})
+	with := accessOf(t, AdminConfig{LocalRole: "operate", Token: Secret(secret)})
 	for _, test := range []struct {
 		name, peer, host, header, value string
 		none, set                       int // status without a token configured and with one; 0: may call
@@ -44,18 +44,18 @@ func TestAdminToken_WhoMayCall(t *testing.T) {
 			r.Header.Set(test.header, test.value)
 		}
 		for _, c := range []struct {
-			token adminToken
-			want  int
-		}{{adminToken{}, test.none}, {with, test.set}} {
+			access *adminAccess
+			want   int
+		}{{without, test.none}, {with, test.set}} {
 			got := 0
-			if p := c.token.mayCall(r); p != nil {
+			if p := c.access.check(r, adminOperate); p != nil {
 				got = p.Status
 				if strings.Contains(p.Detail, secret[:10]) {
 					t.Errorf("%s: the token is in the answer", test.name)
 				}
 			}
 			if got != c.want {
-				t.Errorf("%s, token set %t: got %d, want %d", test.name, c.token.set, got, c.want)
+				t.Errorf("%s, token set %t: got %d, want %d", test.name, c.access == with, got, c.want)
 			}
 		}
 	}
@@ -66,10 +66,10 @@ func TestAdminChange_Bodies(t *testing.T) {
 	type input struct {
 		Node string `json:"node"`
 	}
-	a := &adminServer{node: &Node{log: slog.New(slog.DiscardHandler)}}
+	a := &adminServer{node: &Node{log: slog.New(slog.DiscardHandler)}, access: accessOf(t, AdminConfig{LocalRole: "operate"})}
 	mux := http.NewServeMux()
 	calls := make(chan input, 1)
-	mux.Handle("POST /v1/thing", adminChange(a, func(_ context.Context, in input) (any, error) {
+	a.serveRoutes(mux, append(a.routes(), adminRoute{"POST /v1/thing", adminOperate, adminChange(a, func(_ context.Context, in input) (any, error) {
 		calls <- in
 		switch in.Node {
 		case "refused":
@@ -82,8 +82,7 @@ func TestAdminChange_Bodies(t *testing.T) {
 			return nil, errors.New("secret inner matter")
 		}
 		return map[string]string{"removed": in.Node}, nil
-	}))
-	a.api(mux)
+	})}))
 	server := httptest.NewServer(mux)
 	defer server.Close()
 	long := `{"node":"` + strings.Repeat("x", maxAdminBody) + `"}`
@@ -158,17 +157,16 @@ func TestAdminConfig_Token(t *testing.T) {
 	if got, err := cfg.Admin.BearerToken(); got != secret || err != nil {
 		t.Errorf("from the file: %v, %v", got == secret, err)
 	}
-	token, err := newAdminToken(cfg.Admin)
-	if err != nil || !token.is(secret) || token.is(secret+"\n") || token.is("") {
-		t.Errorf("token of the file: %v", err)
+	if a := accessOf(t, cfg.Admin); a.roleOf(secret) != adminOperate || a.roleOf(secret+"\n") != adminOpen || a.roleOf("") != adminOpen {
+		t.Error("token of the file")
 	}
 	other := NewSecret()
 	cfg, err = LoadConfig(write(t, minimal+"admin.token_file = \""+file+"\"\n"), append(secretVariables(), "SLUICE_ADMIN__TOKEN="+other))
 	if err != nil || cfg.Admin.TokenFile != "" {
 		t.Errorf("the variable does not replace the file: %v", err)
 	}
-	if none, err := newAdminToken(AdminConfig{}); err != nil || none.set || none.is("") {
-		t.Errorf("no token: %v %v", none.set, err)
+	if none := accessOf(t, AdminConfig{}); none.roleOf("") != adminOpen || none.roleOf(secret) != adminOpen {
+		t.Error("no token opens something")
 	}
 	for _, test := range []struct{ text, variable, want string }{
 		{"admin.token = \"short\"\n", "", "admin.token: admin.token: weak secret"},

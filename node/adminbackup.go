@@ -23,19 +23,14 @@ const (
 	maxBackups = 2
 )
 
-// backups adds the calls about the state as a whole.
-func (a *adminServer) backups(mux *http.ServeMux) {
-	contents := a.read(func(r *http.Request) (any, error) { return a.node.contents(r.Context()) })
-	mux.HandleFunc("GET /v1/contents", func(w http.ResponseWriter, r *http.Request) {
-		// It reads everything, which the listener's time for an answer is too short for.
-		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(adminChangeTimeout)); err != nil {
-			a.answer(w, r, nil, err)
-			return
-		}
-		contents.ServeHTTP(w, r)
-	})
-	mux.HandleFunc("GET /v1/backup", a.backup)
-	mux.HandleFunc("POST /v1/restore", a.restore)
+// contents reads everything, which the listener's time for an answer is too short for.
+func (a *adminServer) contents(w http.ResponseWriter, r *http.Request) {
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(adminChangeTimeout)); err != nil {
+		a.answer(w, r, nil, err)
+		return
+	}
+	contents, err := a.node.contents(r.Context())
+	a.answer(w, r, contents, err)
 }
 
 // contents says what this node's state holds.
@@ -79,10 +74,6 @@ func (n *Node) upToDate(ctx context.Context) error {
 
 // backup streams one. An error after the first byte cuts the answer off, which the file's own checksum shows as well.
 func (a *adminServer) backup(w http.ResponseWriter, r *http.Request) {
-	if p := a.token.mayCall(r); p != nil {
-		a.refuse(w, p)
-		return
-	}
 	begun := false
 	err := func() error {
 		recipients, stale, err := a.backupOptions(r)
@@ -203,10 +194,6 @@ func (p *patientWriter) Write(data []byte) (int, error) {
 // restore takes a backup, unencrypted, and brings it into the cluster. The body's type is one that no form and no page from
 // elsewhere can send without asking first.
 func (a *adminServer) restore(w http.ResponseWriter, r *http.Request) {
-	if p := a.token.mayCall(r); p != nil {
-		a.refuse(w, p)
-		return
-	}
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/octet-stream" {
 		a.refuse(w, adminProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/octet-stream"))

@@ -61,31 +61,33 @@ type KeyringChanged struct {
 	KeyringStatus
 }
 
-// keyringCalls adds the calls about the keys of gossip.
-func (a *adminServer) keyringCalls(mux *http.ServeMux) {
-	mux.Handle("GET /v1/cluster/keyring", a.read(func(r *http.Request) (any, error) {
-		a.node.catchUpToKeyring(r.Context())
-		return a.node.keyringStatus(a.node.askKeyrings(r.Context())), nil
-	}))
-	mux.Handle("POST /v1/cluster/keyring/install", adminChangeOf(a, func(r *http.Request, in KeyringInstall) (any, error) {
-		key, err := newGossipKey(in.Key)
-		if err != nil {
-			return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", err.Error())
-		}
-		return a.node.changeKeyring(r, operatorEvent("gossip_key.installed", a.node.data.NodeID, a.node.opts.clock()), key.id, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
-			return a.node.installGossipKey(ring, nodes, key)
-		})
-	}))
-	mux.Handle("POST /v1/cluster/keyring/use", adminChangeOf(a, func(r *http.Request, in KeyringChange) (any, error) {
-		return a.node.changeKeyring(r, operatorEvent("gossip_key.used", a.node.data.NodeID, a.node.opts.clock()), in.Key, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
-			return useGossipKey(ring, nodes, in.Key)
-		})
-	}))
-	mux.Handle("POST /v1/cluster/keyring/remove", adminChangeOf(a, func(r *http.Request, in KeyringChange) (any, error) {
-		return a.node.changeKeyring(r, operatorEvent("gossip_key.removed", a.node.data.NodeID, a.node.opts.clock()), in.Key, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
-			return removeGossipKey(ring, nodes, in.Key)
-		})
-	}))
+// keyringRoutes are the calls about the keys of gossip.
+func (a *adminServer) keyringRoutes() []adminRoute {
+	return []adminRoute{
+		{"GET /v1/cluster/keyring", adminRead, a.read(func(r *http.Request) (any, error) {
+			a.node.catchUpToKeyring(r.Context())
+			return a.node.keyringStatus(a.node.askKeyrings(r.Context())), nil
+		})},
+		{"POST /v1/cluster/keyring/install", adminOperate, adminChangeOf(a, func(r *http.Request, in KeyringInstall) (any, error) {
+			key, err := newGossipKey(in.Key)
+			if err != nil {
+				return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", err.Error())
+			}
+			return a.node.changeKeyring(r, operatorEvent("gossip_key.installed", a.node.data.NodeID, a.node.opts.clock()), key.id, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
+				return a.node.installGossipKey(ring, nodes, key)
+			})
+		})},
+		{"POST /v1/cluster/keyring/use", adminOperate, adminChangeOf(a, func(r *http.Request, in KeyringChange) (any, error) {
+			return a.node.changeKeyring(r, operatorEvent("gossip_key.used", a.node.data.NodeID, a.node.opts.clock()), in.Key, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
+				return useGossipKey(ring, nodes, in.Key)
+			})
+		})},
+		{"POST /v1/cluster/keyring/remove", adminOperate, adminChangeOf(a, func(r *http.Request, in KeyringChange) (any, error) {
+			return a.node.changeKeyring(r, operatorEvent("gossip_key.removed", a.node.data.NodeID, a.node.opts.clock()), in.Key, func(ring *state.GossipKeyring, nodes []memberKeyring) (bool, error) {
+				return removeGossipKey(ring, nodes, in.Key)
+			})
+		})},
+	}
 }
 
 // catchUpToKeyring lets what is read next show what was acknowledged on any node before, where there is a leader.

@@ -83,71 +83,75 @@ type SettingsApplied struct {
 	Applied bool `json:"applied"`
 }
 
-// settingsCalls adds the calls about settings that change live.
-func (a *adminServer) settingsCalls(mux *http.ServeMux) {
-	mux.Handle("GET /v1/settings", a.read(func(r *http.Request) (any, error) {
-		a.node.catchUpToSettings(r.Context())
-		return a.node.settingsStatus(a.node.newestSettings()), nil
-	}))
-	mux.Handle("GET /v1/settings/versions", a.read(func(r *http.Request) (any, error) {
-		a.node.catchUpToSettings(r.Context())
-		out := SettingsVersions{Data: []SettingsVersion{}}
-		for _, s := range a.node.fsm.Settings() {
-			out.Data = append([]SettingsVersion{settingsVersion(s)}, out.Data...)
-		}
-		return out, nil
-	}))
-	mux.Handle("GET /v1/settings/versions/{version}", a.read(func(r *http.Request) (any, error) {
-		version, err := strconv.ParseUint(r.PathValue("version"), 10, 64)
-		if err != nil {
-			return nil, adminProblem(http.StatusNotFound, "not_found", "a version is a whole number")
-		}
-		a.node.catchUpToSettings(r.Context())
-		s, err := a.node.keptSettings(version)
-		if err != nil {
-			return nil, err
-		}
-		return a.node.settingsStatus(s), nil
-	}))
-	mux.Handle("POST /v1/settings/check", adminChangeUpTo(a, maxSettingsBody, func(r *http.Request, in SettingsCheck) (any, error) {
-		a.node.catchUpToSettings(r.Context())
-		switch {
-		case (in.Text == nil) == (in.Version == nil):
-			return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "give either text or version")
-		case in.Version != nil:
-			s, err := a.node.keptSettings(*in.Version)
-			if err != nil {
-				return nil, err
-			}
-			return a.node.planSettings(settingsName(s.Version), s.Text)
-		}
-		source, err := settingsSource(in.Source)
-		if err != nil {
-			return nil, err
-		}
-		return a.node.planSettings(source, *in.Text)
-	}))
-	mux.Handle("PUT /v1/settings", adminChangeUpTo(a, maxSettingsBody, func(r *http.Request, in SettingsPut) (any, error) {
-		if in.Text == nil || in.ExpectedVersion == nil {
-			return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "text and expected_version are required")
-		}
-		source, err := settingsSource(in.Source)
-		if err != nil {
-			return nil, err
-		}
-		return a.node.proposeSettings(r.Context(), operatorOf(r), source, *in.Text, *in.ExpectedVersion, nil)
-	}))
-	mux.Handle("POST /v1/settings/rollback", adminChangeOf(a, func(r *http.Request, in SettingsRollback) (any, error) {
-		if in.Version == nil || in.ExpectedVersion == nil {
-			return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "version and expected_version are required")
-		}
-		a.node.catchUpToSettings(r.Context())
+// The calls about settings that change live.
+
+func (a *adminServer) settingsNow(r *http.Request) (any, error) {
+	a.node.catchUpToSettings(r.Context())
+	return a.node.settingsStatus(a.node.newestSettings()), nil
+}
+
+func (a *adminServer) settingsVersions(r *http.Request) (any, error) {
+	a.node.catchUpToSettings(r.Context())
+	out := SettingsVersions{Data: []SettingsVersion{}}
+	for _, s := range a.node.fsm.Settings() {
+		out.Data = append([]SettingsVersion{settingsVersion(s)}, out.Data...)
+	}
+	return out, nil
+}
+
+func (a *adminServer) settingsVersion(r *http.Request) (any, error) {
+	version, err := strconv.ParseUint(r.PathValue("version"), 10, 64)
+	if err != nil {
+		return nil, adminProblem(http.StatusNotFound, "not_found", "a version is a whole number")
+	}
+	a.node.catchUpToSettings(r.Context())
+	s, err := a.node.keptSettings(version)
+	if err != nil {
+		return nil, err
+	}
+	return a.node.settingsStatus(s), nil
+}
+
+func (a *adminServer) checkSettings(r *http.Request, in SettingsCheck) (any, error) {
+	a.node.catchUpToSettings(r.Context())
+	switch {
+	case (in.Text == nil) == (in.Version == nil):
+		return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "give either text or version")
+	case in.Version != nil:
 		s, err := a.node.keptSettings(*in.Version)
 		if err != nil {
 			return nil, err
 		}
-		return a.node.proposeSettings(r.Context(), operatorOf(r), settingsName(s.Version), s.Text, *in.ExpectedVersion, &s.Version)
-	}))
+		return a.node.planSettings(settingsName(s.Version), s.Text)
+	}
+	source, err := settingsSource(in.Source)
+	if err != nil {
+		return nil, err
+	}
+	return a.node.planSettings(source, *in.Text)
+}
+
+func (a *adminServer) putSettings(r *http.Request, in SettingsPut) (any, error) {
+	if in.Text == nil || in.ExpectedVersion == nil {
+		return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "text and expected_version are required")
+	}
+	source, err := settingsSource(in.Source)
+	if err != nil {
+		return nil, err
+	}
+	return a.node.proposeSettings(r.Context(), operatorOf(r), source, *in.Text, *in.ExpectedVersion, nil)
+}
+
+func (a *adminServer) rollBackSettings(r *http.Request, in SettingsRollback) (any, error) {
+	if in.Version == nil || in.ExpectedVersion == nil {
+		return nil, adminProblem(http.StatusUnprocessableEntity, "invalid_input", "version and expected_version are required")
+	}
+	a.node.catchUpToSettings(r.Context())
+	s, err := a.node.keptSettings(*in.Version)
+	if err != nil {
+		return nil, err
+	}
+	return a.node.proposeSettings(r.Context(), operatorOf(r), settingsName(s.Version), s.Text, *in.ExpectedVersion, &s.Version)
 }
 
 func settingsSource(source string) (string, error) {

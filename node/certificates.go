@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// certificateEvery is how often the files of the public listener's certificate are looked at.
+// certificateEvery is how often the files of a listener's certificate are looked at.
 const certificateEvery = 2 * time.Second
 
-// certificates is the public listener's certificate, which is read again when its files change. A pair that cannot be used leaves
+// certificates is a listener's certificate, which is read again when its files change. A pair that cannot be used leaves
 // the last good one in place: what renews certificates may write the two files one after the other, or a broken one.
 type certificates struct {
 	certFile, keyFile string
@@ -134,15 +134,24 @@ func (c *certificates) config() *tls.Config {
 func (c *certificates) grpcTLS(clients string) (*tls.Config, error) {
 	config := c.config()
 	config.NextProtos = []string{"h2"}
-	if clients == "" {
-		return config, nil
+	if err := askClients(config, "grpc.client_ca", clients); err != nil {
+		return nil, err
 	}
-	pool, err := loadPool(clients)
+	return config, nil
+}
+
+// askClients makes callers show a certificate of one of the authorities in a file; "" asks them for none. key is the setting that
+// names it.
+func askClients(config *tls.Config, key, path string) error {
+	if path == "" {
+		return nil
+	}
+	pool, err := loadPool(path)
 	if err != nil {
-		return nil, fmt.Errorf("grpc.client_ca: %w", err)
+		return fmt.Errorf("%s: %w", key, err)
 	}
 	config.ClientCAs, config.ClientAuth = pool, tls.RequireAndVerifyClientCert
-	return config, nil
+	return nil
 }
 
 // loadPool reads the certificates of authorities.
@@ -158,11 +167,11 @@ func loadPool(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// ReloadCertificate reads the certificates of the public listener, of that for gRPC and of the one for peers again. It does nothing without TLS. The
+// ReloadCertificate reads the certificates of the public listener, of that for gRPC, of the operators' and of the one for peers again. It does nothing without TLS. The
 // error, which is logged too, says why the one in use stays.
 func (n *Node) ReloadCertificate() error {
 	var problems []error
-	for _, c := range []*certificates{n.certificates, n.grpcCertificates} {
+	for _, c := range []*certificates{n.certificates, n.grpcCertificates, n.adminCertificates} {
 		if c != nil {
 			problems = append(problems, c.reload(true))
 		}

@@ -112,12 +112,21 @@ type GossipConfig struct {
 	Advertise string `toml:"advertise"`
 }
 
-// AdminConfig is the operators' listener: /metrics, /livez, /readyz, and the admin API. Calls of the API from elsewhere
-// than this machine need the token; without one there are none.
+// AdminConfig is the operators' listener: /metrics, /livez, /readyz, and the admin API.
 type AdminConfig struct {
-	Listen    string `toml:"listen"` // "": off
-	TokenFile string `toml:"token_file"`
-	Token     Secret `toml:"token"`
+	Listen     string `toml:"listen"`      // host:port, or "unix:" and a path; "": off
+	SocketMode string `toml:"socket_mode"` // of a Unix socket's file: "0600" or "0660"
+	TLSCert    string `toml:"tls_cert"`    // PEM, with the chain; "" with TLSKey: plain HTTP
+	TLSKey     string `toml:"tls_key"`     // PEM
+	ClientCA   string `toml:"client_ca"`   // PEM; callers need a certificate of one of these. "": none
+	// LocalRole is what callers on this machine without a token may do: "operate", "read" or "none".
+	LocalRole string `toml:"local_role"`
+	// Tokens of the roles operate and read, one a line, the first of which is the one that commands present. From a file or the
+	// value itself, never both. Calls from elsewhere than this machine need one.
+	TokenFile     string `toml:"token_file"`
+	Token         Secret `toml:"token"`
+	ReadTokenFile string `toml:"read_token_file"`
+	ReadToken     Secret `toml:"read_token"`
 }
 
 // GRPCConfig is the listener for proxies and services that ask over gRPC: Envoy's rate limits and authorization, and

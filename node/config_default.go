@@ -38,7 +38,7 @@ func DefaultConfig() Config {
 		CORS:   CORSConfig{Origins: []string{}, MaxAge: Duration(authapi.DefaultCORSMaxAge)},
 		Peer:   PeerConfig{Listen: ":7100"},
 		Gossip: GossipConfig{Listen: ":7101"},
-		Admin:  AdminConfig{Listen: "127.0.0.1:7102"},
+		Admin:  AdminConfig{Listen: "127.0.0.1:7102", SocketMode: "0600", LocalRole: "operate"},
 		GRPC:   GRPCConfig{MaxConns: grpcapi.DefaultMaxConns, MaxStreams: grpcapi.DefaultMaxStreams, ResponseHeaders: true},
 		Log:    LogConfig{Level: "info", Format: "json"},
 		Raft: RaftConfig{

@@ -301,7 +301,9 @@ func (c *Config) resolve(path string) error {
 	}
 	paths := map[string]*string{
 		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
-		"admin.token_file": &c.Admin.TokenFile, "http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
+		"admin.token_file": &c.Admin.TokenFile, "admin.read_token_file": &c.Admin.ReadTokenFile,
+		"admin.tls_cert": &c.Admin.TLSCert, "admin.tls_key": &c.Admin.TLSKey, "admin.client_ca": &c.Admin.ClientCA,
+		"http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 		"grpc.tls_cert": &c.GRPC.TLSCert, "grpc.tls_key": &c.GRPC.TLSKey, "grpc.client_ca": &c.GRPC.ClientCA, "grpc.token_file": &c.GRPC.TokenFile,
 		"peer.tls_cert": &c.Peer.TLSCert, "peer.tls_key": &c.Peer.TLSKey, "peer.tls_ca": &c.Peer.TLSCA,
 		"backup.dir": &c.Backup.Dir, "backup.key_file": &c.Backup.KeyFile,
@@ -312,6 +314,11 @@ func (c *Config) resolve(path string) error {
 	for _, p := range c.oauthProviders() {
 		paths[p.key+".client_secret_file"] = &p.ClientSecretFile
 		defer p.put() // what a map holds has no address
+	}
+	socket, isSocket := socketPath(c.Admin.Listen)
+	if isSocket && !strings.HasPrefix(socket, "@") {
+		paths["admin.listen"] = &socket
+		defer func() { c.Admin.Listen = socketPrefix + socket }()
 	}
 	for key, field := range paths {
 		if *field == "" || filepath.IsAbs(*field) {
@@ -498,6 +505,7 @@ func (c *Config) override(environ []string) []Mistake {
 		{"secrets.cluster", "secrets.cluster_file", &c.Secrets.Cluster, &c.Secrets.ClusterFile},
 		{"secrets.key", "secrets.key_file", &c.Secrets.Key, &c.Secrets.KeyFile},
 		{"admin.token", "admin.token_file", &c.Admin.Token, &c.Admin.TokenFile},
+		{"admin.read_token", "admin.read_token_file", &c.Admin.ReadToken, &c.Admin.ReadTokenFile},
 	}
 	for _, p := range c.oauthProviders() {
 		pairs = append(pairs, pair{p.key + ".client_secret", p.key + ".client_secret_file", &p.ClientSecret, &p.ClientSecretFile})

@@ -29,6 +29,7 @@ func (c *Config) mistakes() []Mistake {
 	v.identity()
 	v.members()
 	v.listeners()
+	v.admin()
 	v.grpc()
 	v.secrets()
 	v.raft()
@@ -212,6 +213,9 @@ func (v *validator) listeners() {
 		if l.address == "" && slices.Contains(optional, l.key) {
 			continue
 		}
+		if _, isSocket := socketPath(l.address); isSocket && l.key == "admin.listen" {
+			continue // see admin
+		}
 		if problem := addressProblem(l.address, true); problem != "" {
 			v.fail(l.key, "%s", problem)
 			continue
@@ -338,18 +342,12 @@ func (v *validator) secrets() {
 	}
 	cluster := read("secrets.cluster", s.Cluster, s.ClusterFile)
 	key := read("secrets.key", s.Key, s.KeyFile)
-	for _, t := range []struct {
-		key   string
-		value Secret
-		file  string
-	}{{"admin.token", v.c.Admin.Token, v.c.Admin.TokenFile}, {"grpc.token", v.c.GRPC.Token, v.c.GRPC.TokenFile}} {
-		if t.value == "" && t.file == "" {
-			continue
-		}
-		if token := read(t.key, t.value, t.file); token != nil && (string(token) == string(cluster) || string(token) == string(key)) {
-			v.fail(t.key+"_file", "is the same secret as one of [secrets]: it is sent over the network, and those never are")
+	if g := v.c.GRPC; g.Token != "" || g.TokenFile != "" {
+		if token := read("grpc.token", g.Token, g.TokenFile); token != nil && (string(token) == string(cluster) || string(token) == string(key)) {
+			v.fail("grpc.token_file", "is the same secret as one of [secrets]: it is sent over the network, and those never are")
 		}
 	}
+	v.adminTokens(cluster, key)
 	if cluster != nil && string(cluster) == string(key) {
 		v.fail("secrets.key_file", "is the same secret as the cluster's: a stolen disk image would then be enough to join the cluster")
 	}

@@ -68,8 +68,9 @@ type Node struct {
 	limits    limits
 	settings  settings
 	keyring   keyring
-	// certificates is the public listener's, grpcCertificates that of the listener for gRPC; nil for plain HTTP.
-	certificates, grpcCertificates *certificates
+	// certificates is the public listener's, grpcCertificates that of the listener for gRPC, adminCertificates the operators'; nil for
+	// plain HTTP.
+	certificates, grpcCertificates, adminCertificates *certificates
 	// grpc answers on grpcListener; both are nil where that is off, as is the other where that is.
 	grpc                             *grpcapi.Server
 	grpcListener, gubernatorListener net.Listener
@@ -271,18 +272,8 @@ func (n *Node) listen() error {
 	if err := n.listenGRPC(); err != nil { // before the admin listener, whose metrics tell of it
 		return err
 	}
-	if n.cfg.Admin.Listen != "" || n.opts.admin != nil {
-		if n.opts.admin == nil {
-			if n.opts.admin, err = net.Listen("tcp", n.cfg.Admin.Listen); err != nil {
-				return fmt.Errorf("listen for operators: %w", err)
-			}
-		}
-		token, err := newAdminToken(n.cfg.Admin)
-		if err != nil {
-			return err
-		}
-		n.admin = newAdminServer(n, token)
-		n.wg.Go(func() { n.admin.http.Serve(n.opts.admin) })
+	if err := n.openAdmin(); err != nil {
+		return err
 	}
 	if n.opts.http == nil {
 		if n.opts.http, err = net.Listen("tcp", n.cfg.HTTP.Listen); err != nil {

@@ -64,23 +64,56 @@ func readSecret(name string, value Secret, file string) ([]byte, error) {
 
 // readSecretText is readSecret without the derivation: the checked text, which a token is presented as.
 func readSecretText(name string, value Secret, file string) (string, error) {
-	text := string(value)
-	switch {
-	case value != "" && file != "":
-		return "", fmt.Errorf("%s and %s_file are both set", name, name)
-	case file != "":
-		data, err := os.ReadFile(file)
-		if err != nil {
-			return "", fmt.Errorf("read %s_file: %w", name, err)
-		}
-		text, name = string(data), name+"_file"
-	case value == "":
-		return "", fmt.Errorf("neither %s nor %s_file is set", name, name)
+	text, name, err := secretSource(name, value, file)
+	if err != nil {
+		return "", err
 	}
 	if _, err := secretMaterial(name, text); err != nil {
 		return "", err
 	}
 	return strings.TrimSpace(text), nil
+}
+
+// readSecretLines takes up to most secrets, one a line; empty lines do not count.
+func readSecretLines(name string, value Secret, file string, most int) ([]string, error) {
+	text, name, err := secretSource(name, value, file)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		if _, err := secretMaterial(name, line); err != nil {
+			return nil, err
+		}
+		list = append(list, line)
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("%s: %w: it is empty", name, ErrWeakSecret)
+	}
+	if len(list) > most {
+		return nil, fmt.Errorf("%s: it has %d lines, and may have %d", name, len(list), most)
+	}
+	return list, nil
+}
+
+// secretSource is the text of a secret as it stands, and what errors about it name.
+func secretSource(name string, value Secret, file string) (text, source string, err error) {
+	switch {
+	case value != "" && file != "":
+		return "", "", fmt.Errorf("%s and %s_file are both set", name, name)
+	case file != "":
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return "", "", fmt.Errorf("read %s_file: %w", name, err)
+		}
+		return string(data), name + "_file", nil
+	case value == "":
+		return "", "", fmt.Errorf("neither %s nor %s_file is set", name, name)
+	}
+	return string(value), name, nil
 }
 
 // clusterKeys are the keys derived from the cluster secret. Who holds the secret is a peer.

@@ -24,16 +24,20 @@ const maxAdminAnswer = 64 << 20
 
 // adminFlags are those of every command that calls a node's admin listener. Commands embed them.
 type adminFlags struct {
-	Admin   string        `placeholder:"ADDR" help:"Admin listener of a node, host:port; 127.0.0.1:7102, unless given."`
-	Config  string        `placeholder:"FILE" help:"A node's configuration, to take the address and the token from."`
-	Output  string        `enum:"text,json" default:"text" help:"text or json."`
-	Timeout time.Duration `placeholder:"DURATION" help:"Of the whole command (100ms to 1h); 10s to 3m, by the command, unless given."`
+	Admin     string        `placeholder:"ADDR" help:"Admin listener of a node: host:port, https://host:port or unix:/path; 127.0.0.1:7102, unless given."`
+	AdminCA   string        `name:"admin-ca" placeholder:"FILE" help:"Certificates (PEM) that vouch for the listener's; implies https."`
+	AdminCert string        `placeholder:"FILE" help:"Certificate (PEM) to show to the listener, where it asks for one."`
+	AdminKey  string        `placeholder:"FILE" help:"Its key (PEM)."`
+	Config    string        `placeholder:"FILE" help:"A node's configuration, to take the address, the token and the listener's certificate from."`
+	Output    string        `enum:"text,json" default:"text" help:"text or json."`
+	Timeout   time.Duration `placeholder:"DURATION" help:"Of the whole command (100ms to 1h); 10s to 3m, by the command, unless given."`
 }
 
 // adminClient calls one node's admin API.
 type adminClient struct {
 	http  *http.Client
 	base  string // without a slash at its end
+	name  string // of the listener, for people
 	token string
 }
 
@@ -54,26 +58,17 @@ func (f *adminFlags) client(env environment) (*adminClient, error) {
 	} else if cfg, err = node.DefaultsWith(env.variables); err != nil {
 		return nil, err
 	}
-	address := cfg.Admin.Listen
-	if f.Admin != "" {
-		address = f.Admin
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil || port == "" || port == "0" {
-		return nil, usagef("--admin: want host:port, not %q", address)
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1" // it listens on every address of this machine
+	target, err := f.target(cfg)
+	if err != nil {
+		return nil, err
 	}
 	token, err := cfg.Admin.BearerToken()
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
 	return &adminClient{
-		// A proxy of the environment's must not see the token, and would make the caller a stranger.
-		http:  &http.Client{Transport: &http.Transport{Proxy: nil}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		base:  "http://" + net.JoinHostPort(host, port),
-		token: token,
+		http: &http.Client{Transport: target.transport(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		base: target.base, name: target.name, token: token,
 	}, nil
 }
 
@@ -158,10 +153,10 @@ func (c *adminClient) decode(answer io.Reader, out any) error {
 		err = errors.New("the answer is too large")
 	}
 	if err != nil {
-		return fmt.Errorf("call %s: %w", c.base, err)
+		return fmt.Errorf("call %s: %w", c.name, err)
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return fmt.Errorf("call %s: not an answer of a node: %w", c.base, err)
+		return fmt.Errorf("call %s: not an answer of a node: %w", c.name, err)
 	}
 	return nil
 }
@@ -170,7 +165,7 @@ func (c *adminClient) decode(answer io.Reader, out any) error {
 func (c *adminClient) send(ctx context.Context, method, path, kind string, body io.Reader) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return nil, fmt.Errorf("call %s: %w", c.base, err)
+		return nil, fmt.Errorf("call %s: %w", c.name, err)
 	}
 	req.Header.Set("Accept", "application/json, application/octet-stream, application/x-ndjson")
 	if kind != "" {
@@ -190,9 +185,9 @@ func (c *adminClient) send(ctx context.Context, method, path, kind string, body 
 		}
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
-			return nil, fmt.Errorf("call %s: %w: --config or --admin says whom to call", c.base, err)
+			return nil, fmt.Errorf("call %s: %w: --config or --admin says whom to call", c.name, err)
 		}
-		return nil, fmt.Errorf("call %s: %w", c.base, err)
+		return nil, fmt.Errorf("call %s: %w", c.name, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
@@ -200,11 +195,11 @@ func (c *adminClient) send(ctx context.Context, method, path, kind string, body 
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAdminAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("call %s: %w", c.base, err)
+		return nil, fmt.Errorf("call %s: %w", c.name, err)
 	}
 	problem := new(node.AdminProblem)
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") || json.Unmarshal(text, problem) != nil {
-		return nil, fmt.Errorf("call %s: answered %s: not an admin listener?", c.base, resp.Status)
+		return nil, fmt.Errorf("call %s: answered %s: not an admin listener?", c.name, resp.Status)
 	}
 	if len(problem.Errors) > 0 {
 		wrong := new(node.ConfigError)

@@ -73,7 +73,7 @@ func (l libraryLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// reload takes over what a running node can change: the log's level, and who users may sign in with. n is nil while the
+// reload takes over what a running node can change: the log's level, who users may sign in with, and the operators' tokens. n is nil while the
 // node starts, with what it has read before.
 func (c *nodeCommand) reload(n *node.Node, running *node.Config, level *slog.LevelVar, log *slog.Logger, env environment) {
 	next, err := node.LoadConfig(c.Config, env.variables)
@@ -87,6 +87,12 @@ func (c *nodeCommand) reload(n *node.Node, running *node.Config, level *slog.Lev
 			return
 		}
 		running.OAuth = next.OAuth
+		if err := n.ReloadTokens(next); err != nil {
+			log.Error("configuration not reloaded", "error", err)
+			return
+		}
+		running.Admin.Token, running.Admin.ReadToken = next.Admin.Token, next.Admin.ReadToken
+		running.Admin.TokenFile, running.Admin.ReadTokenFile = next.Admin.TokenFile, next.Admin.ReadTokenFile
 	}
 	level.Set(levelOf(next.Log))
 	log.Info("configuration reloaded", "log_level", next.Log.Level)
