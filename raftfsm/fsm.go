@@ -313,6 +313,10 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return raiseLevel(b, c)
 	case state.ReplacePassword:
 		return replacePassword(b, c)
+	case state.RotateSecretsKey:
+		return rotateSecretsKey(b, c)
+	case state.Reseal:
+		return reseal(b, c)
 	}
 	b.fail(fmt.Errorf("%w: %T has no rule", state.ErrUnknownCommand, command))
 	return state.Result{}

@@ -125,6 +125,9 @@ var decoders = map[uint16]func([]byte) (Command, error){
 	TypeReplacePassword:  decodeAs[ReplacePassword],
 	TypeRaiseLevel:       decodeAs[RaiseLevel],
 	TypePutGossipKeyring: decodeAs[PutGossipKeyring],
+
+	TypeRotateSecretsKey: decodeAs[RotateSecretsKey],
+	TypeReseal:           decodeAs[Reseal],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

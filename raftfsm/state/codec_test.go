@@ -40,6 +40,7 @@ var samples = []state.Command{
 	&state.PutSettings{},
 	&state.RaiseLevel{},
 	&state.PutGossipKeyring{},
+	&state.RotateSecretsKey{}, &state.Reseal{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

@@ -66,6 +66,9 @@ const (
 	TypeReplacePassword  uint16 = 46
 	TypeRaiseLevel       uint16 = 53
 	TypePutGossipKeyring uint16 = 42
+
+	TypeRotateSecretsKey uint16 = 47
+	TypeReseal           uint16 = 48
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.
