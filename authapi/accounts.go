@@ -19,6 +19,7 @@ type accounts struct {
 	uses      *keyUses
 	inFlight  inFlight
 	upkeep    upkeep
+	resealing resealing
 	exports   exports
 
 	stop     context.CancelFunc

@@ -49,6 +49,8 @@ type State interface {
 	SigningKeys() ([]state.SigningKey, error)
 	// ClusterSecrets is nil until the first leader has made them.
 	ClusterSecrets() (*state.ClusterSecrets, error)
+	// Answers lists the records of requests with an Idempotency-Key, by scope, after a scope (nil for the first).
+	Answers(after []byte, limit int) ([]state.Idempotency, error)
 	// Audit lists at most limit events, newest first, older than the event id `before` ("" for the newest). next is the
 	// `before` to go on with, "" where the list ends. A page may be shorter than limit, or empty, and yet have a next.
 	Audit(filter AuditFilter, before string, limit int) (events []state.AuditEvent, next string, err error)
@@ -103,6 +105,12 @@ type Sealer interface {
 	// Seal encrypts plaintext bound to purpose; Open needs the same purpose. Open's error never tells which was wrong.
 	Seal(purpose string, plaintext []byte) ([]byte, error)
 	Open(purpose string, sealed []byte) ([]byte, error)
+	// Reseal is what a sealed value is under the key that seals now; nil where that key sealed it. Errors are as Open's.
+	Reseal(purpose string, sealed []byte) ([]byte, error)
+	// Use makes the key that sealed a value the one that seals from now on. Errors are as Open's: that key is not held.
+	Use(purpose string, sealed []byte) error
+	// Keys is how many keys are held.
+	Keys() int
 }
 
 // Clock is time.Now but for tests.

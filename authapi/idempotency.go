@@ -1,7 +1,6 @@
 package authapi
 
 import (
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -120,7 +119,7 @@ func (o *once) record(status int, answer any) (*state.Idempotency, error) {
 	}, nil
 }
 
-func (o *once) purpose() string { return "idempotency:" + hex.EncodeToString(o.scope[:]) }
+func (o *once) purpose() string { return answerPurpose(o.scope[:]) }
 
 // answer writes the answer of a change: its own, or the first one's where res says that this was a repetition.
 func (o *once) answer(res state.Result, status int, answer any) error {

@@ -42,7 +42,7 @@ type upkeep struct {
 }
 
 // Maintain does the leader's work on accounts: it makes the cluster's secrets and first signing key, replaces the
-// signing key when its time has come, and prunes what is over. The leader calls it about once a second; a round in which
+// signing key when its time has come, prunes what is over, and seals anew what is under another key than the one in use. The leader calls it about once a second; a round in which
 // nothing is due reads a few records and proposes nothing. Another leader that does the same at the same time does no
 // harm. Errors are the cluster's and the store's: the next round tries again.
 func (s *Server) Maintain(ctx context.Context) error {
@@ -70,11 +70,14 @@ func (s *Server) Maintain(ctx context.Context) error {
 			u.prune = now.Add(pruneEvery)
 		}
 	}
+	if err := s.reseal(ctx, s.clock()); err != nil {
+		return fmt.Errorf("seal secrets anew: %w", err)
+	}
 	return nil
 }
 
-// CheckSecrets says whether this node's key for secrets at rest is the cluster's; nil also where the cluster has no
-// secrets yet.
+// CheckSecrets says whether this node can work with the cluster's secrets: it seals under the cluster's key from now on, and
+// opens the refresh key and every signing key. nil also where the cluster has no secrets yet.
 func (s *Server) CheckSecrets() error {
 	secrets, err := s.state.ClusterSecrets()
 	if err != nil {
@@ -83,11 +86,14 @@ func (s *Server) CheckSecrets() error {
 	if secrets == nil {
 		return nil
 	}
-	return s.OpensSecrets(secrets)
+	if err := s.UseSecretsKey(); err != nil {
+		return err
+	}
+	return s.opensAllKeys(secrets)
 }
 
-// OpensSecrets says whether this node's key for secrets at rest is the one that these secrets are sealed with, which may be
-// a backup's: ErrSecretsKey where it is not.
+// OpensSecrets says whether one of this node's keys for secrets at rest is the one that these secrets are sealed with, which may
+// be a backup's: ErrSecretsKey where none is.
 func (s *Server) OpensSecrets(secrets *state.ClusterSecrets) error {
 	if text, err := s.sealer.Open(checkPurpose, secrets.SealedCheck); err != nil || string(text) != checkText {
 		return ErrSecretsKey

@@ -91,6 +91,7 @@ const (
 	kindEndpoint     = "endpoint"
 	kindProvider     = "provider"
 	kindSettings     = "settings"
+	kindSecretsKey   = "secrets_key"
 )
 
 // Results in audit events.

@@ -50,6 +50,8 @@ var adminRoles = map[string]adminRole{
 	"POST /v1/users/{user}/password":             adminOperate,
 	"POST /v1/organizations/{organization}/plan": adminOperate,
 	"GET /v1/audit":                              adminRead,
+	"GET /v1/secrets":                            adminRead,
+	"POST /v1/secrets/rotate":                    adminOperate,
 	"GET /v1/contents":                           adminRead,
 	"GET /v1/backup":                             adminOperate,
 	"POST /v1/restore":                           adminOperate,

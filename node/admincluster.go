@@ -30,6 +30,8 @@ type ClusterStatus struct {
 	Leaves      []LeaveEntry `json:"leaves"`   // of nodes whose shares count in windows that may be open
 	Level       uint64       `json:"level"`    // what all members' versions can read (state.Level)
 	Problems    []string     `json:"problems"` // of the cluster as a whole; those of nodes stand there
+	// Secrets is how secrets at rest are sealed; its problems are among Problems.
+	Secrets *SecretsStatus `json:"secrets,omitempty"`
 }
 
 // RosterStatus is the newest list of nodes that hold shares.
@@ -161,6 +163,9 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 			s.Problems = append(s.Problems, fmt.Sprintf("%s is in the roster and no member: its share stands idle until the next roster governs", id))
 		}
 	}
+	secrets := n.secretsOf(members, hellos)
+	s.Secrets = &secrets
+	s.Problems = append(s.Problems, secrets.Problems...)
 	if voters > 0 && alive < voters/2+1 {
 		s.Problems = append(s.Problems, fmt.Sprintf("%d of %d voters answer: no majority", alive, voters))
 	}

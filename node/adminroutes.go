@@ -46,6 +46,9 @@ func (a *adminServer) routes() []adminRoute {
 		{"POST /v1/organizations/{organization}/plan", adminOperate, adminChangeOf(a, a.setPlan)},
 		{"GET /v1/audit", adminRead, a.read(a.auditLog)},
 
+		{"GET /v1/secrets", adminRead, a.read(a.secretsStatus)},
+		{"POST /v1/secrets/rotate", adminOperate, adminChangeOf(a, a.rotateSecrets)},
+
 		{"GET /v1/contents", adminRead, http.HandlerFunc(a.contents)},
 		{"GET /v1/backup", adminOperate, http.HandlerFunc(a.backup)},
 		{"POST /v1/restore", adminOperate, http.HandlerFunc(a.restore)},

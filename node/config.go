@@ -178,6 +178,9 @@ type SecretsConfig struct {
 	Cluster     Secret `toml:"cluster"`
 	KeyFile     string `toml:"key_file"` // the key for secrets at rest; the same on every node
 	Key         Secret `toml:"key"`
+	// Further keys for secrets at rest, one a line, which open what was sealed before a rotation, or before this one is used.
+	PreviousKeyFile string `toml:"previous_key_file"`
+	PreviousKey     Secret `toml:"previous_key"`
 }
 
 // LogConfig steers the log on standard error.

@@ -300,7 +300,7 @@ func (c *Config) resolve(path string) error {
 		return fmt.Errorf("find the configuration's directory: %w", err)
 	}
 	paths := map[string]*string{
-		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile,
+		"data_dir": &c.DataDir, "secrets.cluster_file": &c.Secrets.ClusterFile, "secrets.key_file": &c.Secrets.KeyFile, "secrets.previous_key_file": &c.Secrets.PreviousKeyFile,
 		"admin.token_file": &c.Admin.TokenFile, "admin.read_token_file": &c.Admin.ReadTokenFile,
 		"admin.tls_cert": &c.Admin.TLSCert, "admin.tls_key": &c.Admin.TLSKey, "admin.client_ca": &c.Admin.ClientCA,
 		"http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
@@ -504,6 +504,7 @@ func (c *Config) override(environ []string) []Mistake {
 	pairs := []pair{
 		{"secrets.cluster", "secrets.cluster_file", &c.Secrets.Cluster, &c.Secrets.ClusterFile},
 		{"secrets.key", "secrets.key_file", &c.Secrets.Key, &c.Secrets.KeyFile},
+		{"secrets.previous_key", "secrets.previous_key_file", &c.Secrets.PreviousKey, &c.Secrets.PreviousKeyFile},
 		{"admin.token", "admin.token_file", &c.Admin.Token, &c.Admin.TokenFile},
 		{"admin.read_token", "admin.read_token_file", &c.Admin.ReadToken, &c.Admin.ReadTokenFile},
 	}

@@ -13,7 +13,7 @@ import (
 // set as values.
 func (c Config) Show(w io.Writer) error {
 	// go-toml writes a text type as its bytes, whatever its MarshalText says.
-	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.Admin.Token, &c.Admin.ReadToken, &c.GRPC.Token} {
+	for _, secret := range []*Secret{&c.Secrets.Cluster, &c.Secrets.Key, &c.Secrets.PreviousKey, &c.Admin.Token, &c.Admin.ReadToken, &c.GRPC.Token} {
 		*secret = Secret(secret.String())
 	}
 	c.OAuth.Providers = maps.Clone(c.OAuth.Providers) // the caller's keep their secrets

@@ -348,6 +348,7 @@ func (v *validator) secrets() {
 		}
 	}
 	v.adminTokens(cluster, key)
+	v.previousKeys(cluster, key)
 	if cluster != nil && string(cluster) == string(key) {
 		v.fail("secrets.key_file", "is the same secret as the cluster's: a stolen disk image would then be enough to join the cluster")
 	}

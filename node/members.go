@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -102,7 +101,7 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 		return foundCluster{}, errors.New("the data directory is empty: set initial_members to form a cluster or join to enter one")
 	}
 	reply, err := n.joiner.ask(ctx, func() joinRequest {
-		return joinRequest{Address: n.peerAddress, Key: n.sealer.fingerprint, Level: state.Level}
+		return n.joinRequest(joinRequest{})
 	})
 	if err != nil {
 		return foundCluster{}, err
@@ -141,7 +140,7 @@ func (n *Node) finishJoin(ctx context.Context, k *consensus, found foundCluster)
 		}
 	}
 	_, err := n.joiner.ask(ctx, func() joinRequest {
-		return joinRequest{Address: n.peerAddress, Voter: true, Applied: n.fsm.AppliedIndex(), Key: n.sealer.fingerprint, Level: state.Level}
+		return n.joinRequest(joinRequest{Voter: true, Applied: n.fsm.AppliedIndex()})
 	})
 	if err != nil {
 		return err
@@ -223,7 +222,7 @@ func (p *peerCalls) hello() helloReply {
 		NodeID: n.data.NodeID, Name: n.cfg.Name, Version: n.opts.version,
 		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
-		Problems: n.problems(), Settings: n.SettingsVersion(), Level: state.Level,
+		Problems: n.problems(), Settings: n.SettingsVersion(), Level: state.Level, Sealing: n.sealing(),
 	}
 	if k := n.consensus.Load(); k != nil {
 		if servers, err := k.servers(); err == nil {
@@ -295,7 +294,7 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 	}
 	// A node with another key could read none of the cluster's secrets. It must not come into the configuration, where it
 	// would count for the quorum and yet never serve.
-	if subtle.ConstantTimeCompare(req.Key, n.sealer.fingerprint) != 1 {
+	if !n.opensAll(append(req.Keys, req.Key)) {
 		return joinReply{}, &refusedError{reason: ErrOtherKey.Error()}
 	}
 	n.levels.Lock()

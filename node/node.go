@@ -79,8 +79,10 @@ type Node struct {
 	barriers                         *barriers
 	backingUp                        chan struct{} // one element for each backup being written
 	schedule                         *backupSchedule
-	levels                           sync.Mutex // held while the cluster's level is raised, and while a node is taken in
-	restoring                        sync.Mutex // held while a backup is taken in; one at a time
+	levels                           sync.Mutex  // held while the cluster's level is raised, and while a node is taken in
+	restoring                        sync.Mutex  // held while a backup is taken in; one at a time
+	secretsAmiss                     atomic.Bool // the key for secrets at rest that is in use is not held here
+	secretsKeys                      sync.Mutex  // held while the keys for secrets at rest are exchanged or rotated
 	former                           *former
 	joiner                           *joiner
 
@@ -184,11 +186,11 @@ func (n *Node) openStores() error {
 	if n.keys, err = deriveClusterKeys(secret); err != nil {
 		return err
 	}
-	key, err := readSecret("secrets.key", n.cfg.Secrets.Key, n.cfg.Secrets.KeyFile)
+	keys, err := n.cfg.Secrets.keys()
 	if err != nil {
 		return err
 	}
-	if n.sealer, err = newSealer(key); err != nil {
+	if n.sealer, err = newSealer(keys...); err != nil {
 		return err
 	}
 	if n.data, err = openDataDir(n.cfg.DataDir, n.opts.clock()); err != nil {
@@ -362,6 +364,7 @@ func (n *Node) followState(ctx context.Context) {
 	for {
 		n.tellLimiter()
 		n.takeUpSettings()
+		n.takeUpSecretsKey()
 		n.takeUpKeyring()
 		n.refreshBook()
 		select {

@@ -78,6 +78,8 @@ type helloReply struct {
 	Settings uint64 `cbor:"14,keyasint"`
 	// Level is state.Level of its version; 0 of before there were levels, which is 1.
 	Level uint64 `cbor:"15,keyasint"`
+	// Sealing tells of secrets at rest; nil of a version that knows one key only.
+	Sealing *sealing `cbor:"47,keyasint,omitempty"`
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.
@@ -85,8 +87,10 @@ type joinRequest struct {
 	Address string `cbor:"1,keyasint"`
 	Voter   bool   `cbor:"2,keyasint"`
 	Applied uint64 `cbor:"3,keyasint"`
-	Key     []byte `cbor:"4,keyasint"` // Sealer.fingerprint
+	Key     []byte `cbor:"4,keyasint"` // fingerprint of the first of its keys for secrets at rest
 	Level   uint64 `cbor:"5,keyasint"` // as in helloReply
+	// Keys are the fingerprints of all of them; empty of a version that knows one only.
+	Keys [][]byte `cbor:"47,keyasint,omitempty"`
 }
 
 // joinReply is the leader's answer.

@@ -117,3 +117,107 @@ func TestSealer(t *testing.T) {
 		}
 	}
 }
+
+// A sealer with several keys opens what any of them sealed, and seals under the one that it is told to.
+func TestSealer_SeveralKeys(t *testing.T) {
+	t.Parallel()
+	sealer := func(secrets ...string) *Sealer {
+		t.Helper()
+		var keys [][]byte
+		for _, secret := range secrets {
+			keys = append(keys, []byte(secret))
+		}
+		s, err := newSealer(keys...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	seal := func(s *Sealer, text string) []byte {
+		t.Helper()
+		sealed, err := s.Seal("p", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sealed
+	}
+	opens := func(s *Sealer, sealed []byte) bool {
+		_, err := s.Open("p", sealed)
+		return err == nil
+	}
+	old, fresh, both := sealer("old"), sealer("new"), sealer("new", "old", "old")
+	byOld := seal(old, "text")
+	if both.Keys() != 2 || !opens(both, byOld) || opens(fresh, byOld) {
+		t.Errorf("%d keys", both.Keys())
+	}
+	// What is in use is the cluster's to say.
+	if err := both.Use("p", byOld); err != nil {
+		t.Fatal(err)
+	}
+	if sealed := seal(both, "x"); !opens(old, sealed) || opens(fresh, sealed) {
+		t.Error("it seals under another key than the one in use")
+	}
+	if again, err := both.Reseal("p", byOld); again != nil || err != nil {
+		t.Errorf("what the key in use sealed was sealed anew: %v", err)
+	}
+	if err := both.Use("p", seal(fresh, "check")); err != nil {
+		t.Fatal(err)
+	}
+	anew, err := both.Reseal("p", byOld)
+	if err != nil || !opens(fresh, anew) || opens(old, anew) {
+		t.Errorf("sealed anew: %v", err)
+	}
+	if _, err := both.Reseal("q", byOld); !errors.Is(err, errSealed) {
+		t.Errorf("another purpose: %v", err)
+	}
+	if err := both.Use("p", seal(sealer("third"), "x")); !errors.Is(err, errSealed) {
+		t.Errorf("a key that is not held: %v", err)
+	}
+	if _, err := both.replace([][]byte{[]byte("old"), []byte("third")}); err == nil || both.Keys() != 2 {
+		t.Errorf("the key in use was taken away: %v", err)
+	}
+	if _, err := both.replace([][]byte{[]byte("third"), []byte("new")}); err != nil {
+		t.Fatal(err)
+	}
+	if sealed := seal(both, "x"); !opens(fresh, sealed) || opens(both, byOld) {
+		t.Error("after the exchange it seals under another key, or opens what it should not")
+	}
+}
+
+func TestConfig_PreviousKeys(t *testing.T) {
+	t.Parallel()
+	one, two := NewSecret(), NewSecret()
+	file := filepath.Join(t.TempDir(), "previous")
+	if err := os.WriteFile(file, []byte(one+"\n\n"+two+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := LoadConfig(write(t, minimal+"secrets.previous_key_file = \""+file+"\"\n"), secretVariables())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys, err := cfg.Secrets.keys(); err != nil || len(keys) != 3 || string(keys[1]) == string(keys[2]) {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+	var shared string
+	variables := secretVariables()
+	for _, variable := range variables {
+		if value, ok := strings.CutPrefix(variable, "SLUICE_SECRETS__CLUSTER="); ok {
+			shared = value
+		}
+	}
+	if shared == "" {
+		t.Fatal("no cluster secret")
+	}
+	for _, test := range []struct{ text, want string }{
+		{"secrets.previous_key = \"short\"\n", "secrets.previous_key: secrets.previous_key: weak secret"},
+		{"secrets.previous_key = \"" + one + "\"\nsecrets.previous_key_file = \"" + file + "\"\n", "is set together with"},
+		{"secrets.previous_key = \"" + shared + "\"\n", "holds the cluster's secret"},
+		{"secrets.previous_key_file = \"" + file + ".not\"\n", "read secrets.previous_key_file"},
+		{"secrets.previous_key = \"" + strings.Repeat(one+"\\n", 9) + "\"\n", "may have 8"},
+	} {
+		_, err := LoadConfig(write(t, minimal+test.text), variables)
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), one) {
+			t.Errorf("got %v, want %s", err, test.want)
+		}
+	}
+}

@@ -27,6 +27,14 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 		c.signing[last].VerifiesTo = cmd.PreviousVerifiesTo
 		c.signing = append(c.signing, cmd.Key)
 		c.audit = append(c.audit, cmd.Audit...)
+	case state.RotateSecretsKey:
+		if c.secrets == nil || !bytes.Equal(c.secrets.SealedCheck, cmd.OldCheck) {
+			return refuse(state.CodeConflict)
+		}
+		c.secrets.SealedCheck = cmd.NewCheck
+		c.audit = append(c.audit, cmd.Audit...)
+	case state.Reseal:
+		return c.resealLocked(cmd)
 	case state.AppendAudit:
 		c.audit = append(c.audit, cmd.Events...)
 	case state.RegisterUser:

@@ -3,6 +3,7 @@ package authtest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -249,6 +250,19 @@ func (c *Cluster) SigningKeys() ([]state.SigningKey, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.signing), c.err
+}
+
+// Answers implements authapi.State.
+func (c *Cluster) Answers(after []byte, limit int) ([]state.Idempotency, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var answers []state.Idempotency
+	for _, scope := range slices.Sorted(maps.Keys(c.idempotency)) {
+		if scope > string(after) && len(answers) < limit {
+			answers = append(answers, c.idempotency[scope])
+		}
+	}
+	return answers, c.err
 }
 
 // ClusterSecrets implements authapi.State.

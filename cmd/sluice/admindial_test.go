@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,6 +23,7 @@ func over(t *testing.T, ln net.Listener) *httptest.Server {
 		}
 		fmt.Fprint(w, `{"cluster":"prod"}`)
 	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	if ln != nil {
 		server.Listener.Close()
 		server.Listener = ln

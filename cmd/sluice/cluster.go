@@ -71,6 +71,9 @@ func writeClusterStatus(w io.Writer, s node.ClusterStatus) error {
 	for _, l := range s.Leaves {
 		fmt.Fprintf(w, "%s has left; %s has its share in windows that were open\n", l.Node, l.Heir)
 	}
+	if s.Secrets != nil {
+		writeSealing(w, s.Secrets)
+	}
 	for _, p := range s.Problems {
 		fmt.Fprintf(w, "! %s\n", p)
 	}

@@ -81,7 +81,7 @@ func TestAuditDocument_HasEveryEvent(t *testing.T) {
 		}
 	}
 	inSources := make(map[string]bool)
-	event := regexp.MustCompile(`"((?:access|api_key|credential|identity|limit|member|oauth|organization|policy|session|signing_key|token|user)\.[a-z_]+)"`)
+	event := regexp.MustCompile(`"((?:access|api_key|credential|identity|limit|member|oauth|organization|policy|secrets_key|session|signing_key|token|user)\.[a-z_]+)"`)
 	ofNodes := regexp.MustCompile(`operatorEvent\("([a-z_]+\.[a-z_]+)"`)
 	files, err := filepath.Glob("../../authapi/*.go")
 	if err != nil {

@@ -60,8 +60,8 @@ type commandLine struct {
 	Import     importCommand     `cmd:"" help:"Take users and keys from lines of JSON, with their hashes."`
 	Completion completionCommand `cmd:"" help:"Print a script for the shell that completes commands and flags."`
 	Bench      benchCommand      `cmd:"" help:"Measure a running cluster."`
-	Secret     secretCommand     `cmd:"" help:"Make secrets."`
 	Cert       certCommand       `cmd:"" help:"Make certificates for the traffic between nodes."`
+	Secret     secretCommand     `cmd:"" help:"Make secrets, and rotate the key that secrets at rest are sealed under."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
@@ -71,7 +71,9 @@ type configCommand struct {
 }
 
 type secretCommand struct {
-	New secretNewCommand `cmd:"" help:"Print a new secret, for secrets.cluster_file or secrets.key_file."`
+	New    secretNewCommand    `cmd:"" help:"Print a new secret, for secrets.cluster_file or secrets.key_file."`
+	Status secretStatusCommand `cmd:"" help:"Show which key secrets at rest are sealed under, who holds which, and which can be taken out."`
+	Rotate secretRotateCommand `cmd:"" help:"Seal secrets at rest under the key that secrets.key_file names now."`
 }
 
 // usageError is a mistake of the command line that the parser cannot see.

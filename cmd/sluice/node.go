@@ -73,7 +73,8 @@ func (l libraryLog) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// reload takes over what a running node can change: the log's level, who users may sign in with, and the operators' tokens. n is nil while the
+// reload takes over what a running node can change: the log's level, who users may sign in with, the operators' tokens, and the keys for
+// secrets at rest. n is nil while the
 // node starts, with what it has read before.
 func (c *nodeCommand) reload(n *node.Node, running *node.Config, level *slog.LevelVar, log *slog.Logger, env environment) {
 	next, err := node.LoadConfig(c.Config, env.variables)
@@ -91,6 +92,12 @@ func (c *nodeCommand) reload(n *node.Node, running *node.Config, level *slog.Lev
 			log.Error("configuration not reloaded", "error", err)
 			return
 		}
+		if err := n.ReloadSecretsKeys(next); err != nil {
+			log.Error("configuration not reloaded", "error", err)
+			return
+		}
+		running.Secrets.Key, running.Secrets.KeyFile = next.Secrets.Key, next.Secrets.KeyFile
+		running.Secrets.PreviousKey, running.Secrets.PreviousKeyFile = next.Secrets.PreviousKey, next.Secrets.PreviousKeyFile
 		running.Admin.Token, running.Admin.ReadToken = next.Admin.Token, next.Admin.ReadToken
 		running.Admin.TokenFile, running.Admin.ReadTokenFile = next.Admin.TokenFile, next.Admin.ReadTokenFile
 	}
