@@ -39,6 +39,8 @@ type Resealing struct {
 	Unopenable int  // that none of this node's keys opens
 	Done       bool // everything is under the key in use; no other key is needed
 	CheckedAt  time.Time
+
+	check []byte // ClusterSecrets.SealedCheck that it is about
 }
 
 // resealing is what the leader remembers of it. Only the leader's maintenance changes it.
@@ -61,10 +63,15 @@ type look struct {
 	found               int // under another key
 }
 
-// Resealing is this node's own view; only a leader's moves on. ok is false before its first look.
+// Resealing is this node's own view; only a leader's moves on. ok is false before its first look under the key in use: what it found
+// under the one before says nothing any more, from the moment on that the state has another.
 func (s *Server) Resealing() (r Resealing, ok bool) {
 	p := s.accounts.resealing.last.Load()
 	if p == nil {
+		return Resealing{}, false
+	}
+	secrets, err := s.state.ClusterSecrets()
+	if err != nil || secrets == nil || !bytes.Equal(p.check, secrets.SealedCheck) {
 		return Resealing{}, false
 	}
 	return *p, true
@@ -171,7 +178,7 @@ func (s *Server) reseal(ctx context.Context, now time.Time) error {
 
 // publish tells how far the look is.
 func (r *resealing) publish(now time.Time, more bool) {
-	p := Resealing{Records: r.look.records, Checked: r.look.records, Resealed: r.resealed, Unopenable: r.look.unopenable, CheckedAt: now}
+	p := Resealing{Records: r.look.records, Checked: r.look.records, Resealed: r.resealed, Unopenable: r.look.unopenable, CheckedAt: now, check: r.check}
 	if last := r.last.Load(); more && last != nil {
 		p.Records, p.Unopenable = max(p.Records, last.Records), max(p.Unopenable, last.Unopenable)
 	}

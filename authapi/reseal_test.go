@@ -42,8 +42,14 @@ func TestReseal(t *testing.T) {
 		}
 		return r
 	}
+	if r, ok := e.srv.Resealing(); !ok || !r.Done {
+		t.Errorf("with one key: %+v", r)
+	}
 	if err := e.srv.RotateSecretsKey(t.Context(), authapi.Operator{Address: "127.0.0.1"}, "k2", seal); err != nil {
 		t.Fatal(err)
+	}
+	if r, ok := e.srv.Resealing(); ok {
+		t.Errorf("what was found under the old key is said of the new one: %+v", r)
 	}
 	for i := 0; ; i++ {
 		if r := maintain(); r.Checked == r.Records && r.Resealed == 202 {

@@ -294,8 +294,12 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 	}
 	// A node with another key could read none of the cluster's secrets. It must not come into the configuration, where it
 	// would count for the quorum and yet never serve.
-	if !n.opensAll(append(req.Keys, req.Key)) {
+	fresh, all := n.opens(append(req.Keys, req.Key))
+	switch {
+	case !fresh:
 		return joinReply{}, &refusedError{reason: ErrOtherKey.Error()}
+	case !all: // while the key is replaced, and until a new leader has seen that it is
+		return joinReply{}, errSealing
 	}
 	n.levels.Lock()
 	defer n.levels.Unlock()

@@ -13,6 +13,9 @@ import (
 	"sluice/raftfsm/state"
 )
 
+// errSealing is what a node is told that joins without a key that may still be needed; it asks again.
+var errSealing = fmt.Errorf("%w: secrets at rest may still be sealed under a key that the joining node does not hold", errUnavailable)
+
 // maxPreviousKeys bounds the keys for secrets at rest besides the one that is to be used.
 const maxPreviousKeys = 8
 
@@ -93,23 +96,20 @@ func (n *Node) joinRequest(req joinRequest) joinRequest {
 	return req
 }
 
-// opensAll reports whether who holds these keys opens everything that this leader's cluster may have sealed: what is under the key in
-// use, and until nothing is under another one, what is under any of the leader's.
-func (n *Node) opensAll(keys [][]byte) bool {
+// opens reports whether who holds these keys opens what is sealed from now on, and all that this leader's cluster may have sealed:
+// until nothing is under another key, that may be under any of the leader's.
+func (n *Node) opens(keys [][]byte) (fresh, all bool) {
+	holds := func(fingerprint []byte) bool {
+		return slices.ContainsFunc(keys, func(key []byte) bool { return bytes.Equal(key, fingerprint) })
+	}
 	ring := n.sealer.ring.Load()
-	needed := [][]byte{ring.inUse().fingerprint}
+	fresh, all = holds(ring.inUse().fingerprint), true
 	if r, ok := n.api.Resealing(); !ok || !r.Done {
-		needed = ring.fingerprints()
-		if ring.sealer != 0 {
-			needed = needed[1:] // the configured one, which nothing is sealed under before the rotation
+		for _, key := range ring.keys {
+			all = all && holds(key.fingerprint)
 		}
 	}
-	for _, fingerprint := range needed {
-		if !slices.ContainsFunc(keys, func(key []byte) bool { return bytes.Equal(key, fingerprint) }) {
-			return false
-		}
-	}
-	return true
+	return fresh, fresh && all
 }
 
 // keys are those for secrets at rest that a configuration names, the one that is to be used first.

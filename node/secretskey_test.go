@@ -203,3 +203,84 @@ func TestSecretsKey_RotatedInARunningCluster(t *testing.T) {
 		}
 	}
 }
+
+// While the key is replaced, a node with the old one alone is refused, and one with the new one alone waits until that is all it needs.
+func TestSecretsKey_JoinDuringARotation(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	clock := func(int) func() time.Time {
+		return func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	}
+	var first string
+	second := node.NewSecret()
+	c := nodetest.New(t, 1, nodetest.WithClock(clock), nodetest.WithConfig(func(i int, cfg *node.Config) {
+		generous(i, cfg)
+		switch i {
+		case 0:
+			first = string(cfg.Secrets.Key)
+		case 2:
+			cfg.Secrets.Key = node.Secret(second)
+		}
+	}))
+	c.Start(0)
+	c.WaitReady()
+	cfg := c.Members[0].Config
+	cfg.Secrets.Key, cfg.Secrets.PreviousKey = node.Secret(second), node.Secret(first)
+	if err := c.Members[0].Node.ReloadSecretsKeys(cfg); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, "POST", adminURL(c.Members[0])+"/secrets/rotate", "", struct{}{}, nil, 200)
+	old := c.Start(c.Add())
+	nodetest.WaitFor(t, "the node with the old key to end", func() error {
+		if err := old.Err(); err == nil || !strings.Contains(err.Error(), node.ErrOtherKey.Error()) {
+			return fmt.Errorf("%v", err)
+		}
+		return nil
+	})
+	c.Stop(1)
+	i := c.Add()
+	c.Members[i].Config.Join = c.Members[i].Config.Join[:1]
+	c.Start(i)
+	nodetest.WaitFor(t, "the node with the new key to be asked to wait", func() error {
+		for _, check := range c.Members[i].Node.Health() {
+			if check.Err != nil && strings.Contains(check.Err.Error(), "waiting") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", c.Members[i].Node.Health())
+	})
+	nodetest.WaitFor(t, "the leader to be through", func() error {
+		ahead.Add(int64(5 * time.Second))
+		var s node.SecretsStatus
+		exchange(t, "GET", adminURL(c.Members[0])+"/secrets", "", nil, &s, 200)
+		if s.Progress == nil || !s.Progress.Done {
+			return fmt.Errorf("%+v", s.Progress)
+		}
+		return nil
+	})
+	c.WaitReady()
+}
+
+// The cluster secret is replaced while all nodes are down; what they have stays.
+func TestClusterSecret_ReplacedWhileAllAreDown(t *testing.T) {
+	t.Parallel()
+	c := nodetest.Start(t, 3, nodetest.WithConfig(generous))
+	p := signUp(t, c.Members[0], "anna")
+	for i := range c.Members {
+		c.Stop(i)
+	}
+	secret := node.Secret(node.NewSecret())
+	for i, m := range c.Members {
+		m.Config.Secrets.Cluster = secret
+		c.Start(i)
+	}
+	c.WaitReady()
+	for _, m := range c.Members {
+		nodetest.WaitFor(t, "a token from before", func() error {
+			if status, _, text := tell(t, "GET", publicURL(m)+"/api/v1/auth/me", p.Token, nil); status != 200 {
+				return fmt.Errorf("%d %s", status, text)
+			}
+			return nil
+		})
+	}
+}
