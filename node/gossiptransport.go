@@ -77,7 +77,10 @@ func openGossipTransport(ip net.IP, port int) (*gossipTransport, error) {
 				replays: replayFilter{seed: maphash.MakeSeed()},
 			}
 			// The kernel gives what it allows; less only means that bursts are lost sooner.
-			for size := gossipReadBuffer; size >= 64<<10 && udp.SetReadBuffer(size) != nil; size /= 2 {
+			for size := gossipReadBuffer; size >= 64<<10; size /= 2 {
+				if udp.SetReadBuffer(size) == nil {
+					break
+				}
 			}
 			t.wg.Go(t.readPackets)
 			t.wg.Go(t.accept)
