@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"sluice/raftfsm"
 	"sluice/raftfsm/state"
 )
 
@@ -82,5 +83,26 @@ func TestSnapshot_GossipKeyring(t *testing.T) {
 	}
 	if got := fmt.Sprint(open(t, dir).fsm.GossipKeyring()); got != want {
 		t.Errorf("after a start: %s, want %s", got, want)
+	}
+}
+
+// A backup brings neither a keyring nor the lack of one to a cluster that runs.
+func TestWriteReplaced_KeepsTheKeyring(t *testing.T) {
+	t.Parallel()
+	plain, rotated := goldenState(t), goldenState(t)
+	rotated.must(gossipKeyring(1, "b", "a", "b"))
+	for _, tt := range []struct {
+		name            string
+		cluster, backup *fixture
+	}{{"of before a rotation", rotated, plain}, {"of another rotation", plain, rotated}} {
+		want := fmt.Sprint(tt.cluster.fsm.GossipKeyring())
+		snapshot := replaced(t, tt.cluster, takeSnapshot(t, tt.backup.fsm), raftfsm.Replacement{})
+		other := fresh(t)
+		if err := other.fsm.Restore(reader(snapshot)); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(other.fsm.GossipKeyring()); got != want {
+			t.Errorf("a backup %s: %s, want %s", tt.name, got, want)
+		}
 	}
 }
