@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/valyala/fasthttp"
@@ -77,6 +78,10 @@ type call struct {
 	raw        [maxParams][]byte
 	sent       []byte // the body, once it has been read
 	scratch    []byte
+	// traced holds the request's span and nothing of the request's; nil where it is not traced.
+	traced context.Context
+	// stripe is where the call counts; it stays with the memory of the call.
+	stripe uint8
 }
 
 // handler answers a call. An error becomes problem+json through the table in problem.go: return a *Problem for what the
@@ -85,10 +90,18 @@ type handler func(c *call) error
 
 // context bounds everything that a handler waits for.
 func (c *call) context() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), c.srv.handlerTimeout)
+	parent := c.traced
+	if parent == nil {
+		parent = context.Background()
+	}
+	return context.WithTimeout(parent, c.srv.handlerTimeout)
 }
 
-var callPool = sync.Pool{New: func() any { return &call{scratch: make([]byte, 0, 256), decision: new(decision)} }}
+var callPool = sync.Pool{New: func() any {
+	return &call{scratch: make([]byte, 0, 256), decision: new(decision), stripe: uint8(callsMade.Add(1))}
+}}
+
+var callsMade atomic.Uint32
 
 func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 	c := callPool.Get().(*call)
@@ -110,7 +123,7 @@ func (c *call) again() {
 func (c *call) release() {
 	scratch, decision := c.scratch[:0], c.decision
 	decision.reset()
-	*c = call{scratch: scratch, decision: decision}
+	*c = call{scratch: scratch, decision: decision, stripe: c.stripe}
 	callPool.Put(c)
 }
 

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"sluice/limiter"
 )
 
@@ -18,6 +20,7 @@ type Config struct {
 	Sealer  Sealer
 	Clock   Clock        // nil: time.Now
 	Logger  *slog.Logger // nil: discards
+	Tracer  trace.Tracer // nil: requests are not traced, and traceparent passes gateway routes as it is
 	Version string       // shown by /api/v1/health
 	NodeID  string
 	Members func() int // of the cluster, as Gubernator's clients are told; nil: this node alone

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"sluice/authapi/histogram"
 	"sluice/limiter"
 	"sluice/raftfsm/state"
 )
@@ -140,15 +141,20 @@ func (c *call) authenticate(cost int64) error {
 	}
 	hash := sha256.Sum256(raw)
 	cred := s.credentials.get(&hash, c.live.seq, s.state.Epoch(), c.now.UnixMilli())
+	looks := &s.requests.looks[c.stripe%histogram.Stripes]
 	if cred == nil {
+		looks.misses.Add(1)
 		var err error
 		if cred, err = c.resolve(raw, hash); err != nil {
 			return err
 		}
-	} else if !s.cfg.Auth.ServeStale && !s.cluster.Fresh() {
-		c.gather(cred.policy, cred.bucket, cred.group, cred, 1)
-		c.peek()
-		return ErrUnavailable
+	} else {
+		looks.hits.Add(1)
+		if !s.cfg.Auth.ServeStale && !s.cluster.Fresh() {
+			c.gather(cred.policy, cred.bucket, cred.group, cred, 1)
+			c.peek()
+			return ErrUnavailable
+		}
 	}
 	c.entry, c.principal = cred, cred.principal
 	c.gather(cred.policy, cred.bucket, cred.group, cred, cost)

@@ -42,12 +42,14 @@ type exchange struct {
 	conns  int
 	reused bool
 
+	traced context.Context // as call.traced
+
 	once sync.Once
 }
 
 // newExchange begins one. end has to be called.
 func (c *call) newExchange(r *configured) *exchange {
-	x := &exchange{srv: c.srv, route: r, conn: c.ctx.Conn()}
+	x := &exchange{srv: c.srv, route: r, conn: c.ctx.Conn(), traced: c.traced}
 	x.ctx, x.cancel = context.WithCancelCause(context.Background())
 	x.watch = c.srv.hangups.watch(x.conn, func() { x.cancel(errClientGone) })
 	return x
@@ -121,6 +123,7 @@ func (x *exchange) send(out *outgoing) (*http.Response, error) {
 			p.retried.Add(1)
 		}
 		x.up = u
+		began := x.srv.clock()
 		resp, err := x.try(out, u)
 		what := x.outcomeOf(err)
 		stale := err != nil && x.reused && what == outcomeFailed
@@ -131,6 +134,7 @@ func (x *exchange) send(out *outgoing) (*http.Response, error) {
 			if x.body != nil {
 				x.body.answered()
 			}
+			x.srv.timed(u.took, began)
 			return resp, nil
 		}
 		x.up = nil
@@ -156,7 +160,9 @@ func (x *exchange) try(out *outgoing, u *upstream) (*http.Response, error) {
 			cancel(errStale)
 		}
 	}})
+	answered := x.traceAttempt(out, u)
 	resp, err := x.route.upstreams.transport.RoundTrip(x.request(ctx, out, u))
+	answered(resp, err)
 	if err != nil {
 		// The cause says more than that something was cancelled.
 		if cause := context.Cause(ctx); cause != nil {

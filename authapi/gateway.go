@@ -139,7 +139,7 @@ func (c *call) upstreamError(x *exchange, err error) error {
 		}
 		c.closeAfter = c.closeAfter || !x.body.finished()
 	}
-	c.srv.log.Warn("upstream failed", "route", x.route.name, "request_id", string(c.idBuf[:c.idLen]), "error", err)
+	c.srv.log.Warn("upstream failed", "route", x.route.name, "error", err, c.logIDs())
 	if x.outcomeOf(err) == outcomeTimeout {
 		return errGatewayTimeout()
 	}
@@ -159,7 +159,7 @@ func (c *call) copyResponse(x *exchange, resp *http.Response) (kept bool, err er
 	switch {
 	case !plainHeader(resp.Header):
 		resp.Body.Close()
-		c.srv.log.Warn("upstream failed", "route", x.route.name, "upstream", x.up.url, "error", "a header of its answer is not well-formed")
+		c.srv.log.Warn("upstream failed", "route", x.route.name, "upstream", x.up.url, "error", "a header of its answer is not well-formed", c.logIDs())
 		return false, errBadGateway()
 	case most > 0 && length > most && !head:
 		resp.Body.Close()

@@ -84,6 +84,7 @@ func (s *Server) SetLive(cfg LiveConfig) error {
 	if !s.draining.Load() { // else Shutdown has been here, or comes
 		s.shadows.start(next.shadows)
 	}
+	s.requests.configured(next.matcher)
 	s.live.Store(next)
 	last.matcher.closeBut(next.matcher)
 	return nil

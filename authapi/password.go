@@ -10,8 +10,11 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/argon2"
+
+	"sluice/authapi/histogram"
 )
 
 // hashParams are argon2id's costs (RFC 9106).
@@ -39,6 +42,9 @@ type passwords struct {
 	slots   chan struct{} // a value in it is a running hash
 	waiting atomic.Int64
 	queue   int64
+	// rejected found the queue full, or had no turn in time. waits are of those that got one, hashes without the wait.
+	rejected      atomic.Uint64
+	waits, hashes *histogram.Histogram
 	// dummy is the hash that stands in for accounts that have none.
 	dummy phc
 }
@@ -61,6 +67,7 @@ func newPasswords(s *Server) *passwords {
 		},
 		slots: make(chan struct{}, workers),
 		queue: int64(queue),
+		waits: histogram.New(histogram.SlowBounds), hashes: histogram.New(histogram.SlowBounds),
 	}
 	p.dummy = phc{params: p.params, salt: make([]byte, hashSaltLen), hash: make([]byte, hashLen)}
 	rand.Read(p.dummy.salt)
@@ -72,30 +79,39 @@ func newPasswords(s *Server) *passwords {
 func (p *passwords) acquire(ctx context.Context) error {
 	select {
 	case p.slots <- struct{}{}:
+		p.waits.Observe(0, 0)
 		return nil
 	default:
 	}
 	if p.waiting.Add(1) > p.queue {
 		p.waiting.Add(-1)
+		p.rejected.Add(1)
 		return ErrOverloaded
 	}
 	defer p.waiting.Add(-1)
+	began := time.Now()
 	select {
 	case p.slots <- struct{}{}:
+		p.waits.Observe(0, time.Since(began))
 		return nil
 	case <-ctx.Done():
+		p.rejected.Add(1)
 		return ErrOverloaded
 	}
 }
 
-func (p *passwords) release() { <-p.slots }
+// release ends a turn that hashed since began.
+func (p *passwords) release(began time.Time) {
+	p.hashes.Observe(0, time.Since(began))
+	<-p.slots
+}
 
 // hash makes the PHC string of a password. Errors: ErrOverloaded.
 func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 	if err := p.acquire(ctx); err != nil {
 		return "", err
 	}
-	defer p.release()
+	defer p.release(time.Now())
 	h := phc{params: p.params, salt: make([]byte, hashSaltLen)}
 	rand.Read(h.salt)
 	h.hash = h.params.derive(password, h.salt, hashLen)
@@ -111,7 +127,7 @@ func (p *passwords) check(ctx context.Context, encoded, password string) (bool, 
 		if err := p.acquire(ctx); err != nil {
 			return false, err
 		}
-		defer p.release()
+		defer p.release(time.Now())
 		ok, err := checkBcrypt(encoded, password)
 		if err != nil {
 			err = fmt.Errorf("read password hash: %w", err)
@@ -127,7 +143,7 @@ func (p *passwords) check(ctx context.Context, encoded, password string) (bool, 
 	if err := p.acquire(ctx); err != nil {
 		return false, err
 	}
-	defer p.release()
+	defer p.release(time.Now())
 	got := h.params.derive(password, h.salt, len(h.hash))
 	return subtle.ConstantTimeCompare(got, h.hash) == 1 && real, nil
 }

@@ -46,6 +46,8 @@ type route struct {
 	oauth bool
 	// lean marks a handler that uses neither requestID nor clientIP nor params, which then are not made.
 	lean bool
+	// stats count the route's requests; nil: they are counted elsewhere.
+	stats *routeStats
 }
 
 // routeTable is every route that Sluice itself answers.

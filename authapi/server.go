@@ -56,6 +56,7 @@ type Server struct {
 	catchUps         atomic.Int64
 	resets           resetBudget
 	unmatched        unmatched
+	requests         *requestStats
 	gubernator       *fasthttp.Server
 }
 
@@ -79,9 +80,11 @@ func New(cfg Config) (*Server, error) {
 		handlerTimeout: handlerTimeout,
 		credentials:    newCredentialCache(cacheSets),
 		identity:       identity,
+		requests:       newRequestStats(),
 		origin:         originOf(cfg.PublicURL),
 		https:          strings.HasPrefix(strings.ToLower(cfg.PublicURL), "https://"),
 	}
+	s.requests.configured(lv.matcher)
 	s.live.Store(lv)
 	s.tunnels.srv = s
 	for _, prefix := range cfg.Auth.ImportedKeyPrefixes {
@@ -96,7 +99,7 @@ func New(cfg Config) (*Server, error) {
 	s.shadows.start(lv.shadows)
 	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
-	s.router = buildRouter(s.routeTable())
+	s.router = buildRouter(s.requests.table(s.routeTable()))
 	s.admission = newAdmission(s)
 	s.http = s.newHTTP()
 	s.gubernator = s.newGubernator()
@@ -179,7 +182,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 // finish ends a call: it turns a panic into a 500, sets what every response carries and lets the call be used again.
 func (c *call) finish() {
 	if r := recover(); r != nil {
-		c.srv.log.Error("handler panicked", "panic", fmt.Sprint(r), "route", c.pattern(), "stack", string(debug.Stack()))
+		c.srv.log.Error("handler panicked", "panic", fmt.Sprint(r), "route", c.pattern(), "stack", string(debug.Stack()), c.logIDs())
 		c.waiting = false
 		c.fail(errPanic)
 	}
@@ -201,6 +204,8 @@ func (c *call) finish() {
 	if n := c.ctx.Request.Header.ContentLength(); (c.closeAfter || n > lingerBody || n == -1) && c.ctx.Response.StatusCode() != http.StatusRequestTimeout {
 		c.lingers()
 	}
+	c.srv.requests.note(c)
+	c.endSpan()
 	c.release()
 }
 
@@ -217,6 +222,7 @@ func (s *Server) serve(c *call) error {
 	c.newRequestID() // first, so that even a panic has one
 	c.client = s.clientOf(c.ctx)
 	c.takeRequestID()
+	c.beginSpan()
 	err := s.dispatch(c)
 	for errors.Is(err, errLiveMoved) {
 		c.again()
@@ -310,12 +316,13 @@ func (c *call) fail(err error) {
 	}
 	p, listed := problemOf(err)
 	if !listed {
-		c.srv.log.Error("request failed", "error", err, "route", c.pattern(), "request_id", string(c.idBuf[:c.idLen]))
+		c.srv.log.Error("request failed", "error", err, "route", c.pattern(), c.logIDs())
 	}
 	if p.Status == http.StatusServiceUnavailable {
 		c.refund()
 	}
 	c.noteRefusal(p)
+	c.traceProblem(p)
 	if c.route != nil && c.route.oauth {
 		p.OAuth = oauthError(p)
 	}

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"sluice/authapi/histogram"
 )
 
 // Defaults of a Route's upstreams.
@@ -86,6 +88,7 @@ type upstream struct {
 
 	counts  [outcomes]atomic.Uint64
 	ejected atomic.Uint64 // ejections so far
+	took    *histogram.Histogram
 
 	health health
 }
@@ -151,7 +154,7 @@ func newUpstream(text string) (*upstream, error) {
 	if base != "" && !canonicalPath([]byte(base)) {
 		return nil, fmt.Errorf("upstream %q has a path that is not in canonical form", text)
 	}
-	return &upstream{url: text, scheme: u.Scheme, host: u.Host, base: base}, nil
+	return &upstream{url: text, scheme: u.Scheme, host: u.Host, base: base, took: histogram.New(histogram.Bounds)}, nil
 }
 
 // newUpstreamTransport is net/http's client of HTTP/1.1, which keeps connections, streams both ways at once, hands connections over

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"runtime/debug"
 	"slices"
@@ -19,6 +20,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -31,6 +33,7 @@ import (
 
 	"sluice/authapi"
 	"sluice/authapi/gubernatorpb"
+	"sluice/authapi/histogram"
 )
 
 const (
@@ -65,6 +68,7 @@ type Config struct {
 	// NoHeaders leaves the limit headers out of what the rate-limit service answers.
 	NoHeaders bool
 	Logger    *slog.Logger // nil: discards
+	Tracer    trace.Tracer // nil: calls are not traced
 }
 
 // Server answers gRPC calls. All methods are safe for concurrent use.
@@ -182,11 +186,15 @@ func (s *Server) showHealth(ready bool) {
 
 // unary is every call but those of streams.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	began := time.Now()
+	ctx, traced := s.traced(ctx, info.FullMethod)
+	defer func() { traced(err) }()
 	defer func() {
 		if r := recover(); r != nil {
 			err = s.panicked(info.FullMethod, r)
 		}
 		s.counts.note(info.FullMethod, status.Code(err))
+		s.counts.took(info.FullMethod, time.Since(began))
 	}()
 	if err := s.mayCall(ctx, info.FullMethod); err != nil {
 		return nil, err
@@ -277,15 +285,20 @@ const maxCode = codes.Unauthenticated
 type counts struct {
 	methods []string
 	cells   map[string]*[maxCode + 1]atomic.Uint64
+	times   map[string]*histogram.Histogram // of calls that are no streams
 }
 
 func (c *counts) init(services map[string]grpc.ServiceInfo) {
 	c.cells = map[string]*[maxCode + 1]atomic.Uint64{}
+	c.times = map[string]*histogram.Histogram{}
 	for name, info := range services {
 		for _, m := range info.Methods {
 			full := "/" + name + "/" + m.Name
 			c.methods = append(c.methods, full)
 			c.cells[full] = new([maxCode + 1]atomic.Uint64)
+			if !m.IsClientStream && !m.IsServerStream {
+				c.times[full] = histogram.New(histogram.Bounds)
+			}
 		}
 	}
 	slices.Sort(c.methods)
@@ -295,6 +308,30 @@ func (c *counts) note(method string, code codes.Code) {
 	if cell := c.cells[method]; cell != nil {
 		cell[min(code, maxCode)].Add(1)
 	}
+}
+
+// took counts how long a call was worked on.
+func (c *counts) took(method string, d time.Duration) {
+	if h := c.times[method]; h != nil {
+		h.Observe(uint8(rand.Uint32()), d)
+	}
+}
+
+// CallDurations is how long the calls of a method took.
+type CallDurations struct {
+	Method  string // without the leading slash
+	Reading histogram.Reading
+}
+
+// Durations are those of all methods but streams, in the same order each time.
+func (s *Server) Durations() []CallDurations {
+	var out []CallDurations
+	for _, method := range s.counts.methods {
+		if h := s.counts.times[method]; h != nil {
+			out = append(out, CallDurations{method[1:], h.Read()})
+		}
+	}
+	return out
 }
 
 // Calls counts what was answered, by method and code, in the same order each time. Those that never happened are left out but for
