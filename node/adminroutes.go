@@ -4,8 +4,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-
-	process "github.com/VictoriaMetrics/metrics"
 )
 
 // adminRoute is one call of the admin listener. What is not in the table is not served.
@@ -77,7 +75,10 @@ func (a *adminServer) serveRoutes(mux *http.ServeMux, routes []adminRoute) {
 
 func (a *adminServer) metrics(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if err := a.node.writeMetrics(w); err == nil { // else the scraper has gone
-		process.WriteProcessMetrics(w)
+	if a.node.writeMetrics(w) != nil {
+		return // the scraper has gone
+	}
+	if err := writeProcessMetrics(w); err != nil {
+		a.node.log.Debug("metrics are incomplete", "component", "admin", "error", err)
 	}
 }

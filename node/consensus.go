@@ -52,6 +52,7 @@ type consensus struct {
 	fsm   *raftfsm.FSM
 	store *logstore.Store
 	log   *slog.Logger
+	times *raftTimes
 
 	may func(ctx context.Context, k *consensus, envelope []byte) error
 
@@ -146,7 +147,7 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 	}
 
 	k := &consensus{
-		self: cfg.self, fsm: cfg.fsm, store: store, log: cfg.log, may: cfg.may,
+		self: cfg.self, fsm: cfg.fsm, store: store, log: cfg.log, may: cfg.may, times: newRaftTimes(),
 		notify: make(chan bool, 1), observed: make(chan raft.Observation, 256), stop: make(chan struct{}),
 		contactLost: make(map[string]time.Time),
 	}
@@ -174,7 +175,7 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 			return nil, fmt.Errorf("bootstrap raft: %w", err)
 		}
 	}
-	if k.raft, err = raft.NewRaft(c, cfg.fsm, store, store, snaps, trans); err != nil {
+	if k.raft, err = raft.NewRaft(c, measuredFSM{cfg.fsm, k.times}, measuredLog{store, k.times}, store, snaps, trans); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	k.observer = raft.NewObserver(k.observed, false, func(o *raft.Observation) bool {

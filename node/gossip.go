@@ -350,6 +350,14 @@ func (g *gossip) seen() int {
 	return len(g.alive)
 }
 
+// healthScore is memberlist's own, 0 before it runs.
+func (g *gossip) healthScore() int {
+	if !g.started.Load() {
+		return 0
+	}
+	return g.list.GetHealthScore()
+}
+
 // leave tells the others that this node is going.
 func (g *gossip) leave() error {
 	if !g.started.Load() {

@@ -18,9 +18,8 @@ import (
 // The metrics that a node serves, in the text format of Prometheus 0.0.4. docs/metrics.md lists them, and a test holds the two
 // together. Names carry their unit and stay; labels have few values: policies, outcomes, checks and nodes, never a client.
 //
-// All are read when they are asked for, each source once, so that the numbers of one answer belong together. (The library
-// that writes the process's own metrics keeps gauges and counters in sets of its own and no help texts; what is read from
-// elsewhere would be copied there first.)
+// All are read when they are asked for, each source once, so that the numbers of one answer belong together. (Prometheus' own client
+// keeps the numbers itself, or has each declared and copied for each scrape; it is used for the process's own, see metricsprocess.go.)
 
 // scrape is what one answer is made from.
 type scrape struct {
@@ -87,7 +86,7 @@ func (o *samples) outcomes(policy string, admitted, refused, undecided uint64) {
 func (n *Node) writeMetrics(w io.Writer) error {
 	s := n.scrape()
 	var out samples
-	for _, m := range slices.Concat(metrics, backupMetrics, transportMetrics, adminMetrics, secretsMetrics) {
+	for _, m := range slices.Concat(metrics, storageMetrics, requestMetrics, backupMetrics, transportMetrics, adminMetrics, secretsMetrics) {
 		fmt.Fprintf(&out.w, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
 		out.name = m.name
 		m.read(s, &out)

@@ -123,9 +123,11 @@ func TestMetrics_AsDocumented(t *testing.T) {
 			{Name: "trial", By: []string{"address"}, RuleConfig: node.RuleConfig{Limit: 2, Window: node.Duration(time.Hour), Algorithm: "fixed_window"}, Shadow: true},
 		}
 	}))
+	n := c.Members[c.Leader()].Node // which tells of its followers
+	get(t, n, "/api/v1/auth/me")    // what is counted by status begins with the first request
 	var got exposition
 	nodetest.WaitFor(t, "metrics of the other node", func() error {
-		got = readMetrics(t, adminText(t, c.Members[0].Node, "/metrics"))
+		got = readMetrics(t, adminText(t, n, "/metrics"))
 		for name := range got.types {
 			if got.labels[name] == "" && strings.Contains(name, "_peer_") && !strings.HasPrefix(name, "sluice_peer_") {
 				return fmt.Errorf("no sample of %s yet", name)
@@ -156,6 +158,7 @@ func TestMetrics_AsDocumented(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
+		`sluice_http_requests_total{route="/api/v1/auth/me",method="GET",status="401"}`,
 		`sluice_ready{}`, `sluice_roster_member{}`, `sluice_limit_incarnation{}`,
 		`sluice_raft_has_leader{}`, `sluice_gateway_upstream_up{route="orders",upstream="http://127.0.0.1:9"}`,
 	} {
@@ -169,22 +172,22 @@ func TestMetrics_AsDocumented(t *testing.T) {
 	// No label has as many values as there are clients: a request of a new address adds no sample.
 	count := len(got.samples)
 	for range 3 {
-		get(t, c.Members[0].Node, "/api/v1/auth/me")
+		get(t, n, "/api/v1/auth/me")
 	}
-	after := readMetrics(t, adminText(t, c.Members[0].Node, "/metrics"))
+	after := readMetrics(t, adminText(t, n, "/metrics"))
 	if len(after.samples) != count {
 		t.Errorf("%d samples before some requests and %d after", count, len(after.samples))
 	}
 	for sample, want := range map[string]float64{
-		`sluice_limit_decisions_total{policy="anonymous",outcome="admitted"}`:    3,
-		`sluice_limit_decisions_total{policy="second",outcome="admitted"}`:       3,
+		`sluice_limit_decisions_total{policy="anonymous",outcome="admitted"}`:    4,
+		`sluice_limit_decisions_total{policy="second",outcome="admitted"}`:       4,
 		`sluice_limit_shadow_decisions_total{policy="trial",outcome="admitted"}`: 2,
-		`sluice_limit_shadow_decisions_total{policy="trial",outcome="refused"}`:  1,
+		`sluice_limit_shadow_decisions_total{policy="trial",outcome="refused"}`:  2,
 	} {
 		// A shadow decision that waits for another node is made after the answer.
 		nodetest.WaitFor(t, sample, func() error {
-			if n := readMetrics(t, adminText(t, c.Members[0].Node, "/metrics")).samples[sample]; n != want {
-				return fmt.Errorf("got %v, want %v", n, want)
+			if got := readMetrics(t, adminText(t, n, "/metrics")).samples[sample]; got != want {
+				return fmt.Errorf("got %v, want %v", got, want)
 			}
 			return nil
 		})

@@ -5,10 +5,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
+	"sluice/authapi/histogram"
 	"sluice/raftfsm/state"
 )
 
@@ -34,12 +36,15 @@ type proposer struct {
 	now       func() time.Time
 	own       chan struct{}
 	foreign   chan struct{}
+
+	done, unavailable, unknown atomic.Uint64 // by outcome
+	took                       *histogram.Histogram
 }
 
 func newProposer(self string, consensus func() *consensus, forward func(context.Context, string, []byte) (state.Result, error), now func() time.Time) *proposer {
 	return &proposer{
 		self: self, consensus: consensus, forward: forward, now: now,
-		own: make(chan struct{}, maxProposals), foreign: make(chan struct{}, maxProposals),
+		own: make(chan struct{}, maxProposals), foreign: make(chan struct{}, maxProposals), took: histogram.New(histogram.SlowBounds),
 	}
 }
 
@@ -51,6 +56,20 @@ func newRequestID() (id [16]byte) {
 
 // propose implements authapi.Cluster.Propose.
 func (p *proposer) propose(ctx context.Context, requestID [16]byte, cmd state.Command) (state.Result, error) {
+	defer since(p.took, time.Now())
+	result, err := p.try(ctx, requestID, cmd)
+	switch {
+	case err == nil:
+		p.done.Add(1)
+	case errors.Is(err, errUnknown):
+		p.unknown.Add(1)
+	default:
+		p.unavailable.Add(1)
+	}
+	return result, err
+}
+
+func (p *proposer) try(ctx context.Context, requestID [16]byte, cmd state.Command) (state.Result, error) {
 	envelope, err := state.Encode(state.Envelope{RequestID: requestID, ProposedAt: p.now().UnixMilli(), Command: cmd})
 	if err != nil {
 		return state.Result{}, err
