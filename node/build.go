@@ -50,6 +50,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 		Clock:   n.opts.clock,
 		Logger:  n.log.With("component", "api"),
 		Version: n.opts.version,
+		Tracer:  n.tracer(),
 		NodeID:  n.data.NodeID,
 
 		Members:  func() int { return len(n.members()) },

@@ -37,6 +37,7 @@ type Config struct {
 	Secrets SecretsConfig         `toml:"secrets"`
 	Log     LogConfig             `toml:"log"`
 	Raft    RaftConfig            `toml:"raft"`
+	Tracing TracingConfig         `toml:"tracing"`
 	Backup  BackupConfig          `toml:"backup"`
 	Limits  LimitsConfig          `toml:"limits"`
 	Auth    AuthConfig            `toml:"auth"`

@@ -48,7 +48,8 @@ func DefaultConfig() Config {
 			SnapshotInterval:  Duration(2 * time.Minute),
 			TrailingLogs:      16384,
 		},
-		Backup: BackupConfig{Interval: Duration(24 * time.Hour), Keep: 7},
+		Tracing: defaultTracing,
+		Backup:  BackupConfig{Interval: Duration(24 * time.Hour), Keep: 7},
 		Limits: LimitsConfig{
 			Anonymous:    perMinute(10),
 			APIKey:       perMinute(100),

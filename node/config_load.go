@@ -306,6 +306,7 @@ func (c *Config) resolve(path string) error {
 		"http.tls_cert": &c.HTTP.TLSCert, "http.tls_key": &c.HTTP.TLSKey,
 		"grpc.tls_cert": &c.GRPC.TLSCert, "grpc.tls_key": &c.GRPC.TLSKey, "grpc.client_ca": &c.GRPC.ClientCA, "grpc.token_file": &c.GRPC.TokenFile,
 		"peer.tls_cert": &c.Peer.TLSCert, "peer.tls_key": &c.Peer.TLSKey, "peer.tls_ca": &c.Peer.TLSCA,
+		"tracing.headers_file": &c.Tracing.HeadersFile, "tracing.ca": &c.Tracing.CA,
 		"backup.dir": &c.Backup.Dir, "backup.key_file": &c.Backup.KeyFile,
 	}
 	for i := range c.Routes {

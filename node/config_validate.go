@@ -33,6 +33,7 @@ func (c *Config) mistakes() []Mistake {
 	v.grpc()
 	v.secrets()
 	v.raft()
+	v.tracing()
 	v.backup()
 	v.limits()
 	v.auth()

@@ -36,6 +36,7 @@ func (n *Node) listenGRPC() error {
 	}
 	c := grpcapi.Config{
 		API: n.api, MaxStreams: g.MaxStreams, MaxConns: g.MaxConns, NoHeaders: !g.ResponseHeaders, Logger: n.log.With("component", "grpc"),
+		Tracer: n.tracer(),
 	}
 	var err error
 	if c.Token, err = g.BearerToken(); err != nil {

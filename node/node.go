@@ -40,6 +40,7 @@ import (
 	"sluice/authapi"
 	"sluice/authapi/grpcapi"
 	"sluice/limiter"
+	"sluice/node/tracing"
 	"sluice/raftfsm"
 	"sluice/raftfsm/state"
 )
@@ -64,6 +65,7 @@ type Node struct {
 	rpc       *rpcClient
 	dialer    *dialer
 	api       *authapi.Server
+	tracing   *tracing.Tracing // nil where nothing is traced
 	admin     *adminServer
 	limits    limits
 	settings  settings
@@ -226,6 +228,9 @@ func (n *Node) openStores() error {
 	if n.fsm, err = raftfsm.Open(c); err != nil {
 		return err
 	}
+	if err := n.openTracing(); err != nil {
+		return err
+	}
 	n.openSettings()
 	return nil
 }
@@ -254,7 +259,7 @@ func (n *Node) listen() error {
 	n.newFormer(peerLog)
 	n.peers = newPeerListener(n.opts.peer, n.creds, peerLog)
 	n.watchPeerFiles()
-	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, peerLog)
+	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, n.tracer(), peerLog)
 	n.wg.Go(func() { n.rpcServer.Serve(n.peers.listener(n.peers.rpc, advertisedAddr(n.peerAddress))) })
 
 	config, err := n.apiConfig()

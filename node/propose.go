@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -57,7 +58,9 @@ func newRequestID() (id [16]byte) {
 // propose implements authapi.Cluster.Propose.
 func (p *proposer) propose(ctx context.Context, requestID [16]byte, cmd state.Command) (state.Result, error) {
 	defer since(p.took, time.Now())
+	ctx, ended := spanWithin(ctx, "propose "+strings.TrimPrefix(fmt.Sprintf("%T", cmd), "state."))
 	result, err := p.try(ctx, requestID, cmd)
+	ended(err)
 	switch {
 	case err == nil:
 		p.done.Add(1)
@@ -197,7 +200,9 @@ func (k *consensus) apply(ctx context.Context, envelope []byte) (state.Result, e
 }
 
 // commit is apply of what may be in the log.
-func (k *consensus) commit(ctx context.Context, envelope []byte) (state.Result, error) {
+func (k *consensus) commit(ctx context.Context, envelope []byte) (_ state.Result, err error) {
+	ctx, ended := spanWithin(ctx, "replicate")
+	defer func() { ended(err) }()
 	future, err := k.enqueue(envelope)
 	if err != nil {
 		return state.Result{}, err

@@ -14,6 +14,8 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"sluice/raftfsm/state"
 )
 
@@ -161,8 +163,9 @@ var rpcDecoding = func() cbor.DecMode {
 }()
 
 // newRPCServer serves the calls of authenticated peers.
-func newRPCServer(service peerService, creds PeerCredentials, logger *slog.Logger) *http.Server {
-	s := &rpcServer{service: service, creds: creds, slots: make(chan struct{}, maxServedCalls)}
+// tracer is nil where nothing is traced.
+func newRPCServer(service peerService, creds PeerCredentials, tracer trace.Tracer, logger *slog.Logger) *http.Server {
+	s := &rpcServer{service: service, creds: creds, tracer: tracer, slots: make(chan struct{}, maxServedCalls)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathHello, s.hello)
 	mux.HandleFunc("POST "+pathForward, s.forward)
@@ -194,6 +197,7 @@ type rpcServer struct {
 	service peerService
 	creds   PeerCredentials
 	slots   chan struct{}
+	tracer  trace.Tracer // nil: calls are not traced
 }
 
 type callerKey struct{}
@@ -226,6 +230,8 @@ func (s *rpcServer) guard(next http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), callerKey{}, id.NodeID), rpcServerTimeout)
 		defer cancel()
+		ctx, served := s.traceServed(ctx, r)
+		defer served()
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
@@ -366,6 +372,8 @@ func (c *rpcClient) callFrom(ctx context.Context, target, method, path string, b
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
+	req, ended := traceCall(req)
+	defer func() { ended(err) }()
 	sent := traceSent(req)
 	resp, err := c.http.Do(sent.req)
 	if err != nil {

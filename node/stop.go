@@ -130,6 +130,7 @@ func (n *Node) Close() error {
 		if l := n.limits.limiter.Load(); l != nil {
 			add("close limiter", l.Close())
 		}
+		n.closeTracing()
 		if n.fsm != nil {
 			add("close state", n.fsm.Close())
 		}
