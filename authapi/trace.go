@@ -3,6 +3,7 @@ package authapi
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
 
 	"github.com/valyala/fasthttp"
@@ -127,6 +128,8 @@ func (x *exchange) traceAttempt(out *outgoing, u *upstream) func(*http.Response,
 		attribute.String("http.request.method", methodName([]byte(out.method))), attribute.String("sluice.route", x.route.name),
 		attribute.String("server.address", u.host),
 	))
+	// A copy: net/http may still be writing the attempt before this one.
+	out.header = maps.Clone(out.header)
 	out.header.Del("Tracestate") // of a trace that may be another one
 	traceContext.Inject(ctx, propagation.HeaderCarrier(out.header))
 	return func(resp *http.Response, err error) {

@@ -12,6 +12,7 @@ import (
 
 	"sluice/authapi"
 	"sluice/limiter"
+	"sluice/raftfsm"
 	"sluice/raftfsm/state"
 )
 
@@ -31,11 +32,16 @@ type scrape struct {
 	limit  *limiter.Limiter // nil before it is open; then stats and peers are zero
 	stats  limiter.Stats
 	peers  []limiter.PeerStats
+
+	cache     authapi.CacheCount
+	passwords authapi.PasswordCount
+	storage   raftfsm.Storage
 }
 
 func (n *Node) scrape() *scrape {
 	s := &scrape{
 		n: n, now: n.opts.clock(), checks: n.Health(), raft: n.consensus.Load(), shares: n.fsm.Limiter(), limit: n.limits.limiter.Load(),
+		cache: n.api.CredentialCache(), passwords: n.api.Passwords(), storage: n.fsm.Storage(),
 	}
 	if s.limit != nil {
 		s.stats, s.peers = s.limit.Stats(), s.limit.Peers()

@@ -74,9 +74,9 @@ var storageMetrics = []metric{
 		_, free := k.store.Size()
 		return float64(free)
 	})},
-	{"sluice_storage_lsm_bytes", kindGauge, "Size of the state's tables on disk, as Badger sees it once a minute.", one(func(s *scrape) float64 { return float64(s.n.fsm.Storage().LSMBytes) })},
-	{"sluice_storage_value_log_bytes", kindGauge, "Size of the state's value log on disk, likewise.", one(func(s *scrape) float64 { return float64(s.n.fsm.Storage().ValueLogBytes) })},
-	{"sluice_storage_tables", kindGauge, "Tables of the state.", one(func(s *scrape) float64 { return float64(s.n.fsm.Storage().Tables) })},
+	{"sluice_storage_lsm_bytes", kindGauge, "Size of the state's tables on disk, as Badger sees it once a minute.", one(func(s *scrape) float64 { return float64(s.storage.LSMBytes) })},
+	{"sluice_storage_value_log_bytes", kindGauge, "Size of the state's value log on disk, likewise.", one(func(s *scrape) float64 { return float64(s.storage.ValueLogBytes) })},
+	{"sluice_storage_tables", kindGauge, "Tables of the state.", one(func(s *scrape) float64 { return float64(s.storage.Tables) })},
 
 	{"sluice_proposals_total", kindCounter, "Writes of this node's clients by what came of them: done, refused with nothing changed, or of unknown outcome.", func(s *scrape, out *samples) {
 		p := s.n.proposer

@@ -49,10 +49,10 @@ var requestMetrics = []metric{
 		}
 	}},
 
-	{"sluice_credential_cache_hits_total", kindCounter, "Well-formed credentials that the cache knew.", one(func(s *scrape) float64 { return float64(s.n.api.CredentialCache().Hits) })},
-	{"sluice_credential_cache_misses_total", kindCounter, "Well-formed credentials that were looked up in the replicated state, those that are not good among them.", one(func(s *scrape) float64 { return float64(s.n.api.CredentialCache().Misses) })},
-	{"sluice_credential_cache_entries", kindGauge, "Credentials in the cache.", one(func(s *scrape) float64 { return float64(s.n.api.CredentialCache().Entries) })},
-	{"sluice_credential_cache_entries_max", kindGauge, "Room for credentials in the cache.", one(func(s *scrape) float64 { return float64(s.n.api.CredentialCache().Room) })},
+	{"sluice_credential_cache_hits_total", kindCounter, "Well-formed credentials that the cache knew.", one(func(s *scrape) float64 { return float64(s.cache.Hits) })},
+	{"sluice_credential_cache_misses_total", kindCounter, "Well-formed credentials that were looked up in the replicated state, those that are not good among them.", one(func(s *scrape) float64 { return float64(s.cache.Misses) })},
+	{"sluice_credential_cache_entries", kindGauge, "Credentials in the cache.", one(func(s *scrape) float64 { return float64(s.cache.Entries) })},
+	{"sluice_credential_cache_entries_max", kindGauge, "Room for credentials in the cache.", one(func(s *scrape) float64 { return float64(s.cache.Room) })},
 
 	{"sluice_password_workers", kindGauge, "Passwords that are hashed at once, at most (auth.argon2.workers).", ofPasswords(func(p *authapi.PasswordCount) float64 { return float64(p.Workers) })},
 	{"sluice_password_hashes_running", kindGauge, "Passwords that are hashed now.", ofPasswords(func(p *authapi.PasswordCount) float64 { return float64(p.Running) })},
@@ -60,16 +60,13 @@ var requestMetrics = []metric{
 	{"sluice_password_queue_max", kindGauge, "How many may wait (auth.argon2.queue).", ofPasswords(func(p *authapi.PasswordCount) float64 { return float64(p.Room) })},
 	{"sluice_password_rejections_total", kindCounter, "Requests refused since the queue was full, or since their turn did not come in time.", ofPasswords(func(p *authapi.PasswordCount) float64 { return float64(p.Rejected) })},
 	{"sluice_password_wait_seconds", kindHistogram, "How long requests waited for their turn that got it.", func(s *scrape, out *samples) {
-		out.histogram("", s.n.api.Passwords().Waits)
+		out.histogram("", s.passwords.Waits)
 	}},
 	{"sluice_password_hash_duration_seconds", kindHistogram, "How long hashes took, without the wait.", func(s *scrape, out *samples) {
-		out.histogram("", s.n.api.Passwords().Hashes)
+		out.histogram("", s.passwords.Hashes)
 	}},
 }
 
 func ofPasswords(read func(*authapi.PasswordCount) float64) func(*scrape, *samples) {
-	return one(func(s *scrape) float64 {
-		p := s.n.api.Passwords()
-		return read(&p)
-	})
+	return one(func(s *scrape) float64 { return read(&s.passwords) })
 }
