@@ -12,6 +12,15 @@ func WithCommit(c Config, fn func(*bbolt.Tx) error) Config {
 	return c
 }
 
+// WithReserve replaces what allocates blocks.
+func WithReserve(c Config, fn func(*os.File, int64) error) Config {
+	c.reserve = fn
+	return c
+}
+
+// ReserveBlocks is what allocates them.
+var ReserveBlocks = reserveBlocks
+
 // WithOpenFile replaces os.OpenFile.
 func WithOpenFile(c Config, fn func(string, int, os.FileMode) (*os.File, error)) Config {
 	c.openFile = fn

@@ -20,6 +20,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -39,6 +40,8 @@ var (
 	ErrCorrupt = errors.New("raft log is corrupt")
 	// ErrPoisoned: an earlier write failed, so this one was not tried. Not retryable without a restart.
 	ErrPoisoned = errors.New("raft log store has failed")
+	// ErrNoSpace: an append was refused before anything was written, since the disk has no room for it. Retryable.
+	ErrNoSpace = errors.New("no space for the raft log")
 	// ErrLocked: another process has the file open.
 	ErrLocked = errors.New("raft log is in use by another process")
 	// ErrNotFound is Get's answer for a missing key. Raft compares the text.
@@ -68,7 +71,10 @@ type Config struct {
 	// Fatal ends the process after the first failed write. It is called once. nil: log the error and os.Exit(2). If it
 	// returns (in a test), the store refuses everything with ErrPoisoned.
 	Fatal func(error)
+	// Room is asked before each append; its error refuses the append with ErrNoSpace. nil: the disk's own limit alone.
+	Room func() error
 
+	reserve  func(*os.File, int64) error                      // reserveBlocks, but for tests
 	openFile func(string, int, os.FileMode) (*os.File, error) // os.OpenFile, but for tests
 	commit   func(*bbolt.Tx) error                            // Tx.Commit, but for tests
 }
@@ -79,6 +85,8 @@ type Store struct {
 	config Config
 
 	touched  atomic.Int64 // bytes of entries, since the mapping's pages were let go of
+	reserved reservation  // bbolt lets one writer in at a time; it guards this
+
 	poison   atomic.Pointer[error]
 	failOnce sync.Once
 	closing  sync.Once
@@ -100,6 +108,9 @@ func Open(config Config) (*Store, error) {
 	}
 	if config.commit == nil {
 		config.commit = (*bbolt.Tx).Commit
+	}
+	if config.reserve == nil {
+		config.reserve = reserveBlocks
 	}
 	s := &Store{config: config}
 	if err := s.open(); err != nil {
@@ -124,7 +135,7 @@ func (s *Store) open() error {
 	case info.Size() == 0: // bbolt would begin a new log in it
 		return fmt.Errorf("%w: the file is empty", ErrCorrupt)
 	}
-	db, err := openFile(s.config.Path, s.config.openFile)
+	db, err := s.openOwn()
 	if err != nil {
 		return err
 	}
@@ -211,7 +222,10 @@ func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
 	if info.Size() < compactSize || free*2 < info.Size() {
 		return db, nil
 	}
-	if err := s.copyTo(s.temporary(), db); err != nil {
+	if err := s.copyTo(s.temporary(), db); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		s.config.Logger.Warn("no space to compact the raft log", "file_bytes", info.Size(), "free_bytes", free)
+		return db, os.Remove(s.temporary())
+	} else if err != nil {
 		return nil, errors.Join(fmt.Errorf("compact: %w", err), db.Close())
 	}
 	if err := db.Close(); err != nil {
@@ -221,7 +235,20 @@ func (s *Store) compact(db *bbolt.DB) (*bbolt.DB, error) {
 		return nil, err
 	}
 	s.config.Logger.Info("raft log compacted", "before_bytes", info.Size(), "free_bytes", free)
-	return openFile(s.config.Path, s.config.openFile)
+	return s.openOwn()
+}
+
+// openOwn opens the log's file and keeps hold of what bbolt has open, to reserve space in.
+func (s *Store) openOwn() (*bbolt.DB, error) {
+	open := s.config.openFile
+	if open == nil {
+		open = os.OpenFile
+	}
+	return openFile(s.config.Path, func(path string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := open(path, flag, mode)
+		s.reserved = reservation{file: f}
+		return f, err
+	})
 }
 
 func (s *Store) copyTo(path string, db *bbolt.DB) (err error) {
@@ -292,7 +319,8 @@ func (s *Store) Size() (file, free int64) {
 	return file, int64(stats.FreePageN+stats.PendingPageN) * int64(s.db.Info().PageSize)
 }
 
-// write runs fn in one durable transaction. The first failure poisons the store.
+// write runs fn in one durable transaction. The first failure poisons the store, but for ErrNoSpace, of which fn knows
+// before it writes.
 func (s *Store) write(operation string, fn func(*bbolt.Tx) error) error {
 	if cause := s.poison.Load(); cause != nil {
 		return fmt.Errorf("%s: %w: %w", operation, ErrPoisoned, *cause)
@@ -302,6 +330,9 @@ func (s *Store) write(operation string, fn func(*bbolt.Tx) error) error {
 		return nil
 	}
 	err = fmt.Errorf("%s: %w", operation, err)
+	if errors.Is(err, ErrNoSpace) {
+		return err
+	}
 	s.poison.CompareAndSwap(nil, &err)
 	s.failOnce.Do(func() { s.config.Fatal(err) })
 	return err
@@ -395,13 +426,16 @@ func (s *Store) StoreLog(log *raft.Log) error { return s.StoreLogs([]*raft.Log{l
 
 // StoreLogs appends consecutive entries; when it returns nil they are on disk. Entries that begin above the log's end
 // replace it: that happens where the process died after a snapshot was taken over and before Raft dropped the log
-// that it superseded.
+// that it superseded. Errors: ErrNoSpace, with which nothing has happened; ErrPoisoned; after any other the store is poisoned.
 func (s *Store) StoreLogs(logs []*raft.Log) error {
 	if len(logs) == 0 {
 		return nil
 	}
 	size := 0
 	err := s.write("append to raft log", func(tx *bbolt.Tx) error {
+		if err := s.makeRoom(tx.Size(), logs); err != nil {
+			return err
+		}
 		last := lastIndex(tx)
 		if last != 0 && logs[0].Index > last+1 {
 			s.config.Logger.Warn("raft log superseded by a snapshot", "last_index", last, "next_index", logs[0].Index)
