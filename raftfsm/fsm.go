@@ -48,6 +48,9 @@ func (f *FSM) apply(entries []*raft.Log, answers []any) error {
 		return err
 	}
 	defer h.release()
+	if !f.room() {
+		return ErrFailed
+	}
 	if err := f.applyTo(h, entries, answers); err != nil {
 		f.fail(fmt.Errorf("apply: %w", err))
 		return fmt.Errorf("%w: %w", ErrFailed, err)
@@ -71,6 +74,10 @@ func (f *FSM) applyTo(h *handle, entries []*raft.Log, answers []any) error {
 			return err
 		}
 		pending = false
+		if f.unlooked += b.size; f.unlooked >= memtableLook {
+			f.unlooked = 0
+			f.reserveMemtables(h.dir)
+		}
 		return f.publish(h, b, last)
 	}
 	for i, entry := range entries {

@@ -29,6 +29,9 @@ type Config struct {
 	// Fatal ends the process: the state can't go on without differing from the other replicas'. nil: log the error and
 	// os.Exit(2). If it returns (in a test), the FSM applies nothing any more and answers ErrFailed.
 	Fatal func(error)
+	// Room returns once the disk has room for what an entry or a snapshot may make Badger write, or false where it is no longer
+	// waited for: the state then applies nothing any more, and answers ErrFailed. nil: there always is.
+	Room func() bool
 
 	boot func() string           // bootID, but for tests
 	step func(name string) error // called between the steps of a restore; an error is a crash there
@@ -65,6 +68,7 @@ type FSM struct {
 
 	// Only Raft's goroutine looks at these.
 	at       applied
+	unlooked int // bytes written since memtables were last looked for
 	requests requestQueue
 }
 
@@ -144,6 +148,7 @@ func (f *FSM) open() error {
 	if err != nil {
 		return err
 	}
+	f.reserveMemtables(path)
 	if fresh {
 		err = f.begin(db, path, name)
 	}
@@ -296,6 +301,12 @@ func (f *FSM) Close() error {
 		close(f.closed)
 		h := f.current.Swap(nil)
 		h.release()
+		if !f.room() {
+			// Badger would write what it has in memory into a new table, and die of the first page without a block. The process ends here
+			// as a kill would end it: all that was committed is in the memtable's log.
+			f.logger.Warn("no room to close the state: the next start finds it as after a kill")
+			return
+		}
 		err := h.close()
 		f.retired.Wait()
 		if err == nil {

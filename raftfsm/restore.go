@@ -25,7 +25,7 @@ const (
 // the old state until the switch, a read begun before it to its end. Any error goes to Config.Fatal as well, because
 // Raft would go on as if the snapshot were in.
 func (f *FSM) Restore(source io.ReadCloser) error {
-	if f.failed.Load() {
+	if f.failed.Load() || !f.room() {
 		return ErrFailed
 	}
 	if err := f.restore(source); err != nil {
@@ -80,6 +80,7 @@ func (f *FSM) restore(source io.Reader) error {
 	if err != nil {
 		return err
 	}
+	f.reserveMemtables(path)
 	if err := writeFile(filepath.Join(f.config.Dir, currentFile), name); err != nil {
 		return errors.Join(err, db.Close())
 	}
