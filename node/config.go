@@ -38,6 +38,7 @@ type Config struct {
 	Log     LogConfig             `toml:"log"`
 	Raft    RaftConfig            `toml:"raft"`
 	Tracing TracingConfig         `toml:"tracing"`
+	Storage StorageConfig         `toml:"storage"`
 	Backup  BackupConfig          `toml:"backup"`
 	Limits  LimitsConfig          `toml:"limits"`
 	Auth    AuthConfig            `toml:"auth"`
@@ -197,6 +198,18 @@ type RaftConfig struct {
 	SnapshotThreshold uint64   `toml:"snapshot_threshold"`
 	SnapshotInterval  Duration `toml:"snapshot_interval"`
 	TrailingLogs      uint64   `toml:"trailing_logs"`
+}
+
+// StorageConfig says when a disk is too full, and when it takes too long.
+type StorageConfig struct {
+	// A volume is low, or critical, below so many bytes or so many per cent of it, whichever is less; a per cent of 0 does not count, and
+	// with 0 bytes there is no mark.
+	LowFreeBytes        int64 `toml:"low_free_bytes"`
+	LowFreePercent      int   `toml:"low_free_percent"`
+	CriticalFreeBytes   int64 `toml:"critical_free_bytes"`
+	CriticalFreePercent int   `toml:"critical_free_percent"`
+	// AppendTimeout is how long one write of the Raft log may take until this node gives up leading.
+	AppendTimeout Duration `toml:"append_timeout"`
 }
 
 // BackupConfig is the schedule of this node's backups, and whom all its backups are encrypted for.

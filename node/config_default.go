@@ -49,7 +49,12 @@ func DefaultConfig() Config {
 			TrailingLogs:      16384,
 		},
 		Tracing: defaultTracing,
-		Backup:  BackupConfig{Interval: Duration(24 * time.Hour), Keep: 7},
+		Storage: StorageConfig{
+			LowFreeBytes: 1 << 30, LowFreePercent: 10,
+			CriticalFreeBytes: 256 << 20, CriticalFreePercent: 4,
+			AppendTimeout: Duration(2 * time.Second),
+		},
+		Backup: BackupConfig{Interval: Duration(24 * time.Hour), Keep: 7},
 		Limits: LimitsConfig{
 			Anonymous:    perMinute(10),
 			APIKey:       perMinute(100),

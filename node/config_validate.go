@@ -34,6 +34,7 @@ func (c *Config) mistakes() []Mistake {
 	v.secrets()
 	v.raft()
 	v.tracing()
+	v.storage()
 	v.backup()
 	v.limits()
 	v.auth()
@@ -370,6 +371,24 @@ func (v *validator) raft() {
 		v.fail("raft.trailing_logs", "%d is less than twice %s, which is %d: an unreadable snapshot could then not be made up for by the one before",
 			r.TrailingLogs, v.also("raft.snapshot_threshold"), r.SnapshotThreshold)
 	}
+}
+
+func (v *validator) storage() {
+	s := v.c.Storage
+	v.count("storage.low_free_bytes", s.LowFreeBytes, 0, 1<<50)
+	v.count("storage.critical_free_bytes", s.CriticalFreeBytes, 0, 1<<50)
+	v.count("storage.low_free_percent", int64(s.LowFreePercent), 0, 90)
+	v.count("storage.critical_free_percent", int64(s.CriticalFreePercent), 0, 90)
+	// A mark of zero bytes is none.
+	if s.CriticalFreeBytes > 0 && s.LowFreeBytes > 0 && s.CriticalFreeBytes > s.LowFreeBytes {
+		v.fail("storage.critical_free_bytes", "%d is more than %s, which is %d: the node would stop before it hands over",
+			s.CriticalFreeBytes, v.also("storage.low_free_bytes"), s.LowFreeBytes)
+	}
+	if s.CriticalFreePercent > 0 && s.LowFreePercent > 0 && s.CriticalFreePercent > s.LowFreePercent {
+		v.fail("storage.critical_free_percent", "%d is more than %s, which is %d: the node would stop before it hands over",
+			s.CriticalFreePercent, v.also("storage.low_free_percent"), s.LowFreePercent)
+	}
+	v.between("storage.append_timeout", s.AppendTimeout, Duration(100*time.Millisecond), Duration(time.Minute))
 }
 
 func (v *validator) backup() {

@@ -43,6 +43,10 @@ type consensusConfig struct {
 	bootstrap *formation                                                     // agreed configuration, used where the log is empty
 	member    bool                                                           // this node has been a member before: an empty log is a lost one
 	may       func(ctx context.Context, k *consensus, envelope []byte) error // asked before a command comes into the log; nil: all may
+	storage   *storage
+	wrap      func(LogStore) LogStore // nil but in tests
+	cut       func()                  // ends the connections that Raft has dialled
+	standBack *atomic.Bool            // nothing is dialled for Raft while it is set
 }
 
 // consensus is this node's Raft with what has to be known about it all the time. Safe for concurrent use.
@@ -56,6 +60,10 @@ type consensus struct {
 
 	may func(ctx context.Context, k *consensus, envelope []byte) error
 
+	// retired: this node may not lead, whatever Raft takes it for.
+	retired      *atomic.Bool
+	cut          func()
+	once         onceIn
 	leadership   broadcast // leader or state changed; re-read, never count
 	leaderMoves  atomic.Int64
 	lastLeader   atomic.Pointer[string]
@@ -95,7 +103,7 @@ func storedState(logs raft.LogStore, snaps raft.SnapshotStore) (last, snapshot u
 
 // openConsensus opens the log and starts Raft on it. On an error everything it opened is closed again.
 func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
-	store, err := openLogStore(cfg.dir, cfg.log, cfg.fatal)
+	store, err := openLogStore(cfg.dir, cfg.log, cfg.fatal, cfg.storage.appendRoom)
 	if err != nil {
 		return nil, err
 	}
@@ -150,15 +158,21 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 		self: cfg.self, fsm: cfg.fsm, store: store, log: cfg.log, may: cfg.may, times: newRaftTimes(),
 		notify: make(chan bool, 1), observed: make(chan raft.Observation, 256), stop: make(chan struct{}),
 		contactLost: make(map[string]time.Time),
+		retired:     cfg.standBack, cut: cfg.cut,
 	}
+	var logs LogStore = store
+	if cfg.wrap != nil {
+		logs = cfg.wrap(logs)
+	}
+	watched := watchedLog{LogStore: logs, storage: cfg.storage}
 	c.NotifyCh = k.notify
-	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	trans := raftTransport{patience: c.HeartbeatTimeout, NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: idAddresses{},
 		Logger:                newHCLog(cfg.log, "raft-net"),
 		Stream:                cfg.stream,
 		MaxPool:               3,
 		Timeout:               raftTimeout,
-	})
+	})}
 	defer func() {
 		if err != nil {
 			trans.Close()
@@ -171,11 +185,11 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 				Suffrage: raft.Voter, ID: raft.ServerID(m.ID), Address: raft.ServerAddress(m.Address),
 			})
 		}
-		if err := raft.BootstrapCluster(c, store, store, snaps, trans, configuration); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+		if err := raft.BootstrapCluster(c, watched, watched, snaps, trans, configuration); err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return nil, fmt.Errorf("bootstrap raft: %w", err)
 		}
 	}
-	if k.raft, err = raft.NewRaft(c, measuredFSM{cfg.fsm, k.times}, measuredLog{store, k.times}, store, snaps, trans); err != nil {
+	if k.raft, err = raft.NewRaft(c, measuredFSM{watchedState{FSM: cfg.fsm, storage: cfg.storage}, k.times}, measuredLog{watched, k.times}, watched, snaps, trans); err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
 	k.observer = raft.NewObserver(k.observed, false, func(o *raft.Observation) bool {
@@ -270,11 +284,29 @@ func (k *consensus) noteLeader() {
 // leader is the id of the node that leads as far as this one knows, "" for none.
 func (k *consensus) leader() string {
 	_, id := k.raft.LeaderWithID()
+	if string(id) == k.self && k.retired.Load() {
+		return "" // the others elect one, or have, and Raft may not have heard of it
+	}
 	return string(id)
 }
 
 // leads reports whether this node takes itself for the leader. Only a committed entry proves it.
-func (k *consensus) leads() bool { return k.raft.State() == raft.Leader }
+func (k *consensus) leads() bool { return !k.retired.Load() && k.raft.State() == raft.Leader }
+
+// retire makes this node stand back from leading, or ends that; changed says whether it did not before. Raft keeps a leader in office whose
+// disk does not answer: its heartbeats come from other goroutines than the one that waits, and a transfer of the leadership waits for that one
+// as well. So nothing that Raft sends leaves this node: its followers miss the heartbeats and elect another. What comes in is let through,
+// the new leader's heartbeats among it.
+func (k *consensus) retire(on bool) (changed bool) {
+	if k.retired.Swap(on) == on {
+		return false
+	}
+	if on {
+		k.cut()
+	}
+	k.noteLeader()
+	return true
+}
 
 // under derives a context for a question to the leader, which ends when another node leads or none: a leader that was
 // paused or cut off does not answer, and waiting for it would only take from the time that its successor needs.
@@ -387,8 +419,8 @@ func (k *consensus) await(ctx context.Context, future raft.Future) error {
 }
 
 // openLogStore opens the durable log. The first write that fails ends the process through fatal.
-func openLogStore(dir string, logger *slog.Logger, fatal func(error)) (*logstore.Store, error) {
-	store, err := logstore.Open(logstore.Config{Path: filepath.Join(dir, "log.db"), Logger: logger.With("component", "log-store"), Fatal: fatal})
+func openLogStore(dir string, logger *slog.Logger, fatal func(error), room func() error) (*logstore.Store, error) {
+	store, err := logstore.Open(logstore.Config{Path: filepath.Join(dir, "log.db"), Logger: logger.With("component", "log-store"), Fatal: fatal, Room: room})
 	if err != nil {
 		return nil, fmt.Errorf("open log store: %w", err)
 	}

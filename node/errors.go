@@ -26,6 +26,8 @@ var (
 	// ErrLeft: this data directory is of a node that left the cluster for good; another node has its shares. Empty it and
 	// join as a new one.
 	ErrLeft = errors.New("this node has left the cluster for good")
+	// ErrNoSpace: there is less space on the data directory's disk than storage.critical_free_bytes and _percent say. The node starts once there is more.
+	ErrNoSpace = errors.New("no space to start on")
 	// ErrWeakSecret: a secret is too short or too plain to be one. `sluice secret new` prints a good one.
 	ErrWeakSecret = errors.New("weak secret")
 )
@@ -55,6 +57,8 @@ var (
 	errUnavailable = authapi.ErrUnavailable
 	// errUnknown: it may have happened; only a repetition under the same request id is safe.
 	errUnknown = authapi.ErrUnknown
+	// errStandsBack: this node stands back from leading and sends nothing through Raft.
+	errStandsBack = errors.New("this node stands back from leading")
 	// errNotSent: the call never left this node.
 	errNotSent = errors.New("call not sent")
 	// errNoSuchCall: the asked node is of a version that does not know the call. Nothing happened.

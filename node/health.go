@@ -23,7 +23,7 @@ const (
 // What is Degraded works, but not as it should.
 func (n *Node) Health() []authapi.HealthCheck {
 	list := []authapi.HealthCheck{
-		n.checkCluster(), n.checkLeader(), n.checkFresh(), n.checkHorizon(), n.checkRoster(), n.checkLimiter(), n.checkClock(), n.checkGossip(), n.checkSettings(),
+		n.checkCluster(), n.checkStorage(), n.checkLeader(), n.checkFresh(), n.checkHorizon(), n.checkRoster(), n.checkLimiter(), n.checkClock(), n.checkGossip(), n.checkSettings(),
 	}
 	return list
 }

@@ -7,8 +7,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"sluice/authapi/histogram"
-	"sluice/raftfsm"
-	"sluice/raftfsm/logstore"
 )
 
 // raftTimes is how long Raft's work on this node's disk takes. The state reads no clock, and Raft tells of its times only to a sink that
@@ -29,7 +27,7 @@ func since(h *histogram.Histogram, began time.Time) { h.Observe(0, time.Since(be
 
 // measuredFSM is the state, timed.
 type measuredFSM struct {
-	*raftfsm.FSM
+	watchedState
 	times *raftTimes
 }
 
@@ -41,18 +39,18 @@ var (
 // Apply implements raft.FSM.
 func (f measuredFSM) Apply(entry *raft.Log) any {
 	defer since(f.times.applies, time.Now())
-	return f.FSM.Apply(entry)
+	return f.watchedState.Apply(entry)
 }
 
 // ApplyBatch implements raft.BatchingFSM.
 func (f measuredFSM) ApplyBatch(entries []*raft.Log) []any {
 	defer since(f.times.applies, time.Now())
-	return f.FSM.ApplyBatch(entries)
+	return f.watchedState.ApplyBatch(entries)
 }
 
 // Snapshot implements raft.FSM. What takes long is to write it.
 func (f measuredFSM) Snapshot() (raft.FSMSnapshot, error) {
-	s, err := f.FSM.Snapshot()
+	s, err := f.watchedState.Snapshot()
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +60,7 @@ func (f measuredFSM) Snapshot() (raft.FSMSnapshot, error) {
 // Restore implements raft.FSM.
 func (f measuredFSM) Restore(source io.ReadCloser) error {
 	defer since(f.times.restores, time.Now())
-	return f.FSM.Restore(source)
+	return f.watchedState.Restore(source)
 }
 
 type measuredSnapshot struct {
@@ -78,7 +76,7 @@ func (s measuredSnapshot) Persist(sink raft.SnapshotSink) error {
 
 // measuredLog is the log store, timed where it writes entries: each such write ends with an fsync.
 type measuredLog struct {
-	*logstore.Store
+	watchedLog
 	times *raftTimes
 }
 
@@ -87,11 +85,11 @@ var _ raft.MonotonicLogStore = measuredLog{}
 // StoreLog implements raft.LogStore.
 func (l measuredLog) StoreLog(entry *raft.Log) error {
 	defer since(l.times.appends, time.Now())
-	return l.Store.StoreLog(entry)
+	return l.watchedLog.StoreLog(entry)
 }
 
 // StoreLogs implements raft.LogStore.
 func (l measuredLog) StoreLogs(entries []*raft.Log) error {
 	defer since(l.times.appends, time.Now())
-	return l.Store.StoreLogs(entries)
+	return l.watchedLog.StoreLogs(entries)
 }

@@ -223,6 +223,7 @@ func (p *peerCalls) hello() helloReply {
 		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
 		Problems: n.problems(), Settings: n.SettingsVersion(), Level: state.Level, Sealing: n.sealing(),
+		Storage: n.storage.fitness(),
 	}
 	if k := n.consensus.Load(); k != nil {
 		if servers, err := k.servers(); err == nil {

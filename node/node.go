@@ -58,6 +58,9 @@ type Node struct {
 	peerFiles *fileCredentials // nil where certificates are derived from the cluster secret
 	book      *addressBook
 	clocks    *clocks
+	storage   *storage
+	// standBack is set while this node may not lead; see consensus.retire.
+	standBack atomic.Bool
 	fsm       *raftfsm.FSM
 	gossip    *gossip
 	peers     *peerListener
@@ -121,7 +124,7 @@ var errClosed = errors.New("node closed")
 //
 // ctx bounds Open itself only. On an error everything is released.
 func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) {
-	o := options{version: "dev", clock: time.Now}
+	o := options{version: "dev", clock: time.Now, space: diskSpace}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -153,9 +156,13 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	if err := n.openStores(); err != nil {
 		return nil, err
 	}
+	n.wg.Go(func() { n.storage.watchSpace(n.ctx) })
+	n.wg.Go(func() { n.watchOffice(n.ctx) })
+	n.wg.Go(func() { n.collectValueLog(n.ctx) })
 	n.proposer = newProposer(n.data.NodeID, n.consensus.Load, func(ctx context.Context, leader string, envelope []byte) (state.Result, error) {
 		return n.rpc.forward(ctx, leader, envelope)
 	}, o.clock)
+	n.proposer.standby, n.proposer.admit = n.storage.retired, n.storage.admit
 	n.freshness = newFreshness(n.confirm, n.fsm.WaitApplied, time.Duration(cfg.Auth.MaxStaleness))
 	n.barriers = newBarriers(func(ctx context.Context, cmd state.Command) (state.Result, error) {
 		k := n.consensus.Load()
@@ -212,11 +219,17 @@ func (n *Node) openStores() error {
 	if err != nil {
 		return err
 	}
-	dir, err := n.data.sub(stateDir)
-	if err != nil {
+	paths := [3]string{}
+	for i, name := range []string{raftDir, stateDir, limiterDir} {
+		if paths[i], err = n.data.sub(name); err != nil {
+			return err
+		}
+	}
+	n.storage = newStorage(n.cfg.Storage, n.opts.space, paths[0], paths[1], paths[2], n.log.With("component", "storage"))
+	if err := n.storage.enough(); err != nil {
 		return err
 	}
-	c := raftfsm.Config{Dir: dir, Logger: n.log.With("component", "state"), Fatal: n.opts.fatal}
+	c := raftfsm.Config{Dir: paths[1], Logger: n.log.With("component", "state"), Fatal: n.opts.fatal, Room: n.storage.applyRoom}
 	m, err := n.data.membership()
 	if err != nil {
 		return err
@@ -312,13 +325,15 @@ func (n *Node) form(ctx context.Context) error {
 	}
 	k, err := openConsensus(consensusConfig{
 		self: n.data.NodeID, dir: dir, raft: n.cfg.Raft,
-		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer},
+		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer, standBack: &n.standBack},
 		fsm:       n.fsm,
 		log:       n.log,
 		fatal:     n.opts.fatal,
 		bootstrap: found.bootstrap,
 		member:    found.member,
 		may:       n.mayCommit,
+		storage:   n.storage, wrap: n.opts.logs,
+		cut: func() { n.dialer.cut(protoRaft) }, standBack: &n.standBack,
 	})
 	if err != nil {
 		return err

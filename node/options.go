@@ -17,6 +17,8 @@ type options struct {
 	http    net.Listener
 	peer    net.Listener
 	admin   net.Listener
+	space   func(string) (DiskSpace, error)
+	logs    func(LogStore) LogStore
 }
 
 // WithLogger sets the logger; without it the node logs to standard error as the configuration's [log] says.
@@ -31,6 +33,14 @@ func WithClock(clock func() time.Time) Option { return func(o *options) { o.cloc
 // WithFatal replaces what ends the process where going on would make replicas differ or trust a disk that has failed;
 // without it the process exits with 2 at once.
 func WithFatal(fatal func(error)) Option { return func(o *options) { o.fatal = fatal } }
+
+// WithDiskSpace replaces what tells of the free space on the file system of a path.
+func WithDiskSpace(look func(path string) (DiskSpace, error)) Option {
+	return func(o *options) { o.space = look }
+}
+
+// WithLogStore puts something between Raft and the store that it keeps its log in: a slow disk, or one that fails.
+func WithLogStore(wrap func(LogStore) LogStore) Option { return func(o *options) { o.logs = wrap } }
 
 // WithHTTPListener serves the public API on a listener that is open already. The node closes it.
 func WithHTTPListener(ln net.Listener) Option { return func(o *options) { o.http = ln } }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -283,6 +284,7 @@ type dialedConn struct {
 	net.Conn
 	owner *dialer
 	tls   *tls.Conn // guarded by owner.mu; nil before the handshake
+	proto string
 }
 
 func (c *dialedConn) Close() error {
@@ -293,8 +295,8 @@ func (c *dialedConn) Close() error {
 }
 
 // track enters a connection, or refuses it after close.
-func (d *dialer) track(conn net.Conn) (*dialedConn, error) {
-	c := &dialedConn{Conn: conn, owner: d}
+func (d *dialer) track(conn net.Conn, proto string) (*dialedConn, error) {
+	c := &dialedConn{Conn: conn, owner: d, proto: proto}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -310,9 +312,18 @@ func (d *dialer) track(conn net.Conn) (*dialedConn, error) {
 func (d *dialer) close() {
 	d.mu.Lock()
 	d.closed = true
+	d.mu.Unlock()
+	d.cut("")
+}
+
+// cut ends the connections of a protocol, "" for all.
+func (d *dialer) cut(proto string) {
+	d.mu.Lock()
 	open := make([]*dialedConn, 0, len(d.open))
 	for c := range d.open {
-		open = append(open, c)
+		if proto == "" || c.proto == proto {
+			open = append(open, c)
+		}
 	}
 	d.mu.Unlock()
 	for _, c := range open {
@@ -354,7 +365,7 @@ func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, err
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}
-	raw, err := d.track(tcp)
+	raw, err := d.track(tcp, proto)
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}
@@ -391,6 +402,8 @@ func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, err
 type streamLayer struct {
 	*protoListener
 	dialer *dialer
+	// standBack: this node stands back from leading; see consensus.retire.
+	standBack *atomic.Bool
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -399,7 +412,18 @@ var _ raft.StreamLayer = (*streamLayer)(nil)
 func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return s.dialer.dial(ctx, string(address), protoRaft)
+	if s.standBack.Load() {
+		return nil, errStandsBack
+	}
+	conn, err := s.dialer.dial(ctx, string(address), protoRaft)
+	if err != nil {
+		return nil, err
+	}
+	if s.standBack.Load() { // since then: cut may not have seen it
+		conn.Close()
+		return nil, errStandsBack
+	}
+	return conn, nil
 }
 
 // idAddresses makes Raft dial node ids. It implements raft.ServerAddressProvider.

@@ -35,16 +35,22 @@ type proposer struct {
 	consensus func() *consensus // nil before Raft runs and after it was closed
 	forward   func(ctx context.Context, leader string, envelope []byte) (state.Result, error)
 	now       func() time.Time
-	own       chan struct{}
-	foreign   chan struct{}
 
 	done, unavailable, unknown atomic.Uint64 // by outcome
 	took                       *histogram.Histogram
+	// standby says why nothing is proposed or forwarded here, "" for nothing; admit whether this node proposes a command as the leader.
+	standby func() string
+	admit   func(state.Command) error
+	own     chan struct{}
+	foreign chan struct{}
+	// rejected counts those turned away since too many wait, its own clients' and forwarded ones.
+	rejected, rejectedForeign atomic.Uint64
 }
 
 func newProposer(self string, consensus func() *consensus, forward func(context.Context, string, []byte) (state.Result, error), now func() time.Time) *proposer {
 	return &proposer{
 		self: self, consensus: consensus, forward: forward, now: now,
+		standby: func() string { return "" }, admit: func(state.Command) error { return nil },
 		own: make(chan struct{}, maxProposals), foreign: make(chan struct{}, maxProposals), took: histogram.New(histogram.SlowBounds),
 	}
 }
@@ -82,13 +88,18 @@ func (p *proposer) try(ctx context.Context, requestID [16]byte, cmd state.Comman
 		ctx, cancel = context.WithTimeout(ctx, proposeTimeout)
 		defer cancel()
 	}
+	// What another node would apply could not be waited for here.
+	if reason := p.standby(); reason != "" {
+		return state.Result{}, fmt.Errorf("%w: %s", errUnavailable, reason)
+	}
 	select {
 	case p.own <- struct{}{}:
 		defer func() { <-p.own }()
 	default:
+		p.rejected.Add(1)
 		return state.Result{}, fmt.Errorf("%w: %d proposals wait already", errUnavailable, maxProposals)
 	}
-	result, err := p.untilDone(ctx, envelope)
+	result, err := p.untilDone(ctx, cmd, envelope)
 	if err != nil {
 		return state.Result{}, err
 	}
@@ -105,7 +116,7 @@ func (p *proposer) try(ctx context.Context, requestID [16]byte, cmd state.Comman
 
 // untilDone tries until the command was applied, refused for good, or the context has ended. Repetitions carry the same
 // request id, so that they happen once however often they are tried.
-func (p *proposer) untilDone(ctx context.Context, envelope []byte) (state.Result, error) {
+func (p *proposer) untilDone(ctx context.Context, cmd state.Command, envelope []byte) (state.Result, error) {
 	unknown := false
 	wait := retryFirst
 	for {
@@ -114,7 +125,7 @@ func (p *proposer) untilDone(ctx context.Context, envelope []byte) (state.Result
 			return state.Result{}, p.ended(unknown, errors.New("raft does not run"))
 		}
 		changed := k.leadership.wait()
-		result, err := p.attempt(ctx, k, envelope)
+		result, err := p.attempt(ctx, k, cmd, envelope)
 		if err == nil {
 			return result, nil
 		}
@@ -151,10 +162,13 @@ func (p *proposer) ended(unknown bool, cause error) error {
 }
 
 // attempt tries once, here or at the leader.
-func (p *proposer) attempt(ctx context.Context, k *consensus, envelope []byte) (state.Result, error) {
+func (p *proposer) attempt(ctx context.Context, k *consensus, cmd state.Command, envelope []byte) (state.Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
 	if k.leads() {
+		if err := p.admit(cmd); err != nil {
+			return state.Result{}, err
+		}
 		return k.apply(ctx, envelope)
 	}
 	leader := k.leader()
@@ -169,7 +183,8 @@ func (p *proposer) attempt(ctx context.Context, k *consensus, envelope []byte) (
 // serve applies a command that a peer forwarded. The bytes are decoded first: what does not decode would stop every
 // node that finds it in its log.
 func (p *proposer) serve(ctx context.Context, envelope []byte) (state.Result, error) {
-	if _, err := state.Decode(envelope); err != nil {
+	decoded, err := state.Decode(envelope)
+	if err != nil {
 		return state.Result{}, &refusedError{reason: err.Error()}
 	}
 	k := p.consensus()
@@ -180,7 +195,13 @@ func (p *proposer) serve(ctx context.Context, envelope []byte) (state.Result, er
 	case p.foreign <- struct{}{}:
 		defer func() { <-p.foreign }()
 	default:
+		p.rejectedForeign.Add(1)
 		return state.Result{}, errUnavailable
+	}
+	if k.leads() {
+		if err := p.admit(decoded.Command); err != nil {
+			return state.Result{}, err
+		}
 	}
 	return k.apply(ctx, envelope)
 }

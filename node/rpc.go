@@ -82,6 +82,8 @@ type helloReply struct {
 	Level uint64 `cbor:"15,keyasint"`
 	// Sealing tells of secrets at rest; nil of a version that knows one key only.
 	Sealing *sealing `cbor:"47,keyasint,omitempty"`
+	// Storage says whether it has disk space to lead with.
+	Storage spaceLevel `cbor:"20,keyasint,omitempty"`
 }
 
 // joinRequest asks the leader to take the caller in: first as one that only listens, then, caught up, as a voter.

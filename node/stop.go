@@ -121,6 +121,9 @@ func (n *Node) Close() error {
 			n.dialer.close()
 			n.rpc.close()
 		}
+		if n.storage != nil {
+			n.storage.close() // Raft's end waits for the state, which may wait for room
+		}
 		n.closeConsensus(add)
 		n.wg.Wait() // form may have started Raft or the limiter meanwhile
 		n.closeConsensus(add)

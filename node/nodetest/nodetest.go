@@ -34,6 +34,7 @@ type Cluster struct {
 	key     string
 	change  func(i int, cfg *node.Config)
 	clock   func(i int) func() time.Time
+	options func(i int) []node.Option
 	Members []*Member
 	logs    *logBuffer
 }
@@ -77,6 +78,11 @@ func WithConfig(change func(i int, cfg *node.Config)) Option {
 // WithClock gives each member a clock of its own, i counted from 0.
 func WithClock(clock func(i int) func() time.Time) Option {
 	return func(c *Cluster) { c.clock = clock }
+}
+
+// WithOptions gives each member options beyond this package's own, i counted from 0.
+func WithOptions(options func(i int) []node.Option) Option {
+	return func(c *Cluster) { c.options = options }
 }
 
 // New prepares n members whose initial_members are all of them, without starting any.
@@ -244,6 +250,9 @@ func (c *Cluster) Open(i int) (*node.Node, error) {
 	}
 	if c.clock != nil {
 		opts = append(opts, node.WithClock(c.clock(i)))
+	}
+	if c.options != nil {
+		opts = append(opts, c.options(i)...)
 	}
 	n, err := node.Open(context.Background(), m.Config, opts...)
 	m.peer, m.http = nil, nil
