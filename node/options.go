@@ -31,7 +31,7 @@ func WithVersion(version string) Option { return func(o *options) { o.version = 
 func WithClock(clock func() time.Time) Option { return func(o *options) { o.clock = clock } }
 
 // WithFatal replaces what ends the process where going on would make replicas differ or trust a disk that has failed;
-// without it the process exits with 2 at once.
+// without it the process exits with 3 at once.
 func WithFatal(fatal func(error)) Option { return func(o *options) { o.fatal = fatal } }
 
 // WithDiskSpace replaces what tells of the free space on the file system of a path.

@@ -27,7 +27,7 @@ type Config struct {
 	// Logger is for what nobody asked for; nil: slog.Default().
 	Logger *slog.Logger
 	// Fatal ends the process: the state can't go on without differing from the other replicas'. nil: log the error and
-	// os.Exit(2). If it returns (in a test), the FSM applies nothing any more and answers ErrFailed.
+	// os.Exit(3). If it returns (in a test), the FSM applies nothing any more and answers ErrFailed.
 	Fatal func(error)
 	// Room returns once the disk has room for what an entry or a snapshot may make Badger write, or false where it is no longer
 	// waited for: the state then applies nothing any more, and answers ErrFailed. nil: there always is.
@@ -96,7 +96,7 @@ func Open(config Config) (*FSM, error) {
 	if f.config.Fatal == nil {
 		f.config.Fatal = func(err error) {
 			f.logger.Error("replicated state failed, ending the process", "error", err)
-			os.Exit(2)
+			os.Exit(3)
 		}
 	}
 	if err := f.open(); err != nil {

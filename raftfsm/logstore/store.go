@@ -68,7 +68,7 @@ type Config struct {
 	Path string
 	// Logger; nil: slog.Default().
 	Logger *slog.Logger
-	// Fatal ends the process after the first failed write. It is called once. nil: log the error and os.Exit(2). If it
+	// Fatal ends the process after the first failed write. It is called once. nil: log the error and os.Exit(3). If it
 	// returns (in a test), the store refuses everything with ErrPoisoned.
 	Fatal func(error)
 	// Room is asked before each append; its error refuses the append with ErrNoSpace. nil: the disk's own limit alone.
@@ -103,7 +103,7 @@ func Open(config Config) (*Store, error) {
 		logger := config.Logger
 		config.Fatal = func(err error) {
 			logger.Error("raft log store failed, ending the process", "error", err)
-			os.Exit(2)
+			os.Exit(3)
 		}
 	}
 	if config.commit == nil {
