@@ -74,6 +74,9 @@ func (h PasswordHasher) Hold() (release func()) {
 // Waiting is HashWaiting.
 func (h PasswordHasher) Waiting() int64 { return h.p.waiting.Load() }
 
+// Rejected is how many were turned away.
+func (h PasswordHasher) Rejected() uint64 { return h.p.rejected.Load() }
+
 func (h PasswordHasher) Hash(ctx context.Context, password string) (string, error) {
 	return h.p.hash(ctx, password)
 }

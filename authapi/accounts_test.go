@@ -284,6 +284,9 @@ func TestPasswords_WaiterLeavesWithItsContext(t *testing.T) {
 	if err := <-left; !errors.Is(err, authapi.ErrOverloaded) {
 		t.Errorf("a waiter whose context ended: %v, want ErrOverloaded", err)
 	}
+	if got := h.Rejected(); got != 2 {
+		t.Errorf("%d turned away, want 2", got)
+	}
 	release()
 	if _, err := h.Hash(t.Context(), goodPassword); err != nil {
 		t.Errorf("after that: %v", err)

@@ -24,15 +24,17 @@ const (
 
 // exports counts the audit logs on their way to clients, by organization.
 type exports struct {
-	mu    sync.Mutex
-	total int
-	of    map[string]int
+	mu       sync.Mutex
+	total    int
+	rejected uint64
+	of       map[string]int
 }
 
 func (e *exports) begin(org string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.total >= maxExports || e.of[org] >= maxExportsOf {
+		e.rejected++
 		return false
 	}
 	e.total++

@@ -233,6 +233,7 @@ const (
 func (s *Server) catchUp() error {
 	if s.catchUps.Add(1) > maxCatchUps {
 		s.catchUps.Add(-1)
+		s.catchUpsRejected.Add(1)
 		return ErrOverloaded
 	}
 	defer s.catchUps.Add(-1)

@@ -115,6 +115,7 @@ func (x *exchange) send(out *outgoing) (*http.Response, error) {
 			case last != nil:
 				return nil, last
 			case busy:
+				x.srv.upstreamsBusy.Add(1)
 				return nil, ErrOverloaded
 			}
 			return nil, errBadGateway()

@@ -54,10 +54,12 @@ type Server struct {
 	https            bool
 	draining         atomic.Bool
 	catchUps         atomic.Int64
-	resets           resetBudget
-	unmatched        unmatched
 	requests         *requestStats
-	gubernator       *fasthttp.Server
+	// Turned away since too many waited for this node to catch up, or since every upstream had too many requests.
+	catchUpsRejected, upstreamsBusy atomic.Uint64
+	resets                          resetBudget
+	unmatched                       unmatched
+	gubernator                      *fasthttp.Server
 }
 
 // New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The

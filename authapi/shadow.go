@@ -40,6 +40,7 @@ type shadows struct {
 	log     *slog.Logger
 	now     atomic.Pointer[shadowSet] // what is reported
 	queue   chan shadowCharge
+	dropped atomic.Uint64 // decisions that found it full: counted as undecided
 	stop    chan struct{}
 	started sync.Once
 	stopped sync.Once
@@ -128,6 +129,7 @@ func (s *shadows) later(counter *shadowCounter, charge limiter.Charge) {
 	select {
 	case s.queue <- shadowCharge{counter, charge}:
 	default:
+		s.dropped.Add(1)
 		counter.undecided.Add(1)
 	}
 }

@@ -57,12 +57,10 @@ func (n *Node) contents(ctx context.Context) (backup.Summary, error) {
 
 // beginBackup takes one of the places for those who read everything.
 func (n *Node) beginBackup() (done func(), err error) {
-	select {
-	case n.backingUp <- struct{}{}:
-		return func() { <-n.backingUp }, nil
-	default:
+	if !n.backingUp.take() {
 		return nil, adminProblem(http.StatusServiceUnavailable, "overloaded", fmt.Sprintf("this node writes %d backups already", maxBackups))
 	}
+	return n.backingUp.release, nil
 }
 
 // upToDate returns once all that was acknowledged before is applied here.

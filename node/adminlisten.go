@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/netutil"
 )
 
 // socketPrefix begins an admin.listen that is a path.
@@ -162,7 +164,7 @@ func (n *Node) openAdmin() error {
 		}
 	}
 	n.admin = newAdminServer(n, access)
-	served := n.opts.admin
+	served := netutil.LimitListener(n.opts.admin, maxAdminConns)
 	if config != nil {
 		served = tls.NewListener(served, config)
 	}

@@ -197,9 +197,10 @@ func (f *freshness) close() {
 type barriers struct {
 	propose func(ctx context.Context, cmd state.Command) (state.Result, error)
 
-	mu      sync.Mutex
-	waiting []*barrierWaiter
-	wake    chan struct{} // buffered 1: a waiter came
+	mu       sync.Mutex
+	waiting  []*barrierWaiter
+	rejected uint64
+	wake     chan struct{} // buffered 1: a waiter came
 }
 
 type barrierWaiter struct {
@@ -224,6 +225,7 @@ func (b *barriers) ask(ctx context.Context, patience time.Duration) (uint64, err
 	w := &barrierWaiter{by: time.Now().Add(patience), done: make(chan barrierAnswer, 1)}
 	b.mu.Lock()
 	if len(b.waiting) >= maxBarrierWaiters {
+		b.rejected++
 		b.mu.Unlock()
 		return 0, errUnavailable
 	}

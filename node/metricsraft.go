@@ -87,7 +87,7 @@ var storageMetrics = []metric{
 	{"sluice_proposal_duration_seconds", kindHistogram, "How long these took, until they were applied here or given up.", func(s *scrape, out *samples) {
 		out.histogram("", s.n.proposer.took.Read())
 	}},
-	{"sluice_proposals_waiting", kindGauge, "Writes of this node's clients under way.", one(func(s *scrape) float64 { return float64(len(s.n.proposer.own)) })},
+	{"sluice_proposals_waiting", kindGauge, "Writes of this node's clients under way.", one(func(s *scrape) float64 { return float64(len(s.n.proposer.own.taken)) })},
 	{"sluice_proposals_max", kindGauge, "How many may be; more are refused.", one(func(*scrape) float64 { return maxProposals })},
 	{"sluice_raft_state", kindGauge, "What this node is to Raft: 1 for the one that it is.", func(s *scrape, out *samples) {
 		for _, state := range []raft.RaftState{raft.Follower, raft.Candidate, raft.Leader, raft.Shutdown} {

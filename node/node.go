@@ -58,6 +58,7 @@ type Node struct {
 	peerFiles *fileCredentials // nil where certificates are derived from the cluster secret
 	book      *addressBook
 	clocks    *clocks
+	files     openFiles
 	storage   *storage
 	// standBack is set while this node may not lead; see consensus.retire.
 	standBack atomic.Bool
@@ -82,7 +83,8 @@ type Node struct {
 	proposer                         *proposer
 	freshness                        *freshness
 	barriers                         *barriers
-	backingUp                        chan struct{} // one element for each backup being written
+	backingUp                        *slots // for those who read everything
+	calls                            *slots // of peers
 	schedule                         *backupSchedule
 	levels                           sync.Mutex  // held while the cluster's level is raised, and while a node is taken in
 	restoring                        sync.Mutex  // held while a backup is taken in; one at a time
@@ -134,7 +136,7 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
 		book: newAddressBook(), clocks: newClocks(o.clock),
-		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: make(chan struct{}, maxBackups),
+		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: newSlots(maxBackups), calls: newSlots(maxServedCalls),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.limits.now = o.clock
@@ -272,7 +274,7 @@ func (n *Node) listen() error {
 	n.newFormer(peerLog)
 	n.peers = newPeerListener(n.opts.peer, n.creds, peerLog)
 	n.watchPeerFiles()
-	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, n.tracer(), peerLog)
+	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, n.calls, n.tracer(), peerLog)
 	n.wg.Go(func() { n.rpcServer.Serve(n.peers.listener(n.peers.rpc, advertisedAddr(n.peerAddress))) })
 
 	config, err := n.apiConfig()

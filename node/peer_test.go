@@ -305,7 +305,7 @@ func TestRPC(t *testing.T) {
 	server := credentials(t, "secret", "blue", time.Now)
 	p, address := listenPeers(t, server)
 	service := &fakeService{from: make(chan nodeAddr, 1)}
-	srv := newRPCServer(service, server, nil, discard())
+	srv := newRPCServer(service, server, newSlots(maxServedCalls), nil, discard())
 	go srv.Serve(p.listener(p.rpc, advertisedAddr(address)))
 	t.Cleanup(func() { srv.Close() })
 

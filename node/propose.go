@@ -41,17 +41,15 @@ type proposer struct {
 	// standby says why nothing is proposed or forwarded here, "" for nothing; admit whether this node proposes a command as the leader.
 	standby func() string
 	admit   func(state.Command) error
-	own     chan struct{}
-	foreign chan struct{}
-	// rejected counts those turned away since too many wait, its own clients' and forwarded ones.
-	rejected, rejectedForeign atomic.Uint64
+	// own are the proposals of this node's clients that wait, foreign those that were forwarded to it.
+	own, foreign *slots
 }
 
 func newProposer(self string, consensus func() *consensus, forward func(context.Context, string, []byte) (state.Result, error), now func() time.Time) *proposer {
 	return &proposer{
 		self: self, consensus: consensus, forward: forward, now: now,
 		standby: func() string { return "" }, admit: func(state.Command) error { return nil },
-		own: make(chan struct{}, maxProposals), foreign: make(chan struct{}, maxProposals), took: histogram.New(histogram.SlowBounds),
+		own: newSlots(maxProposals), foreign: newSlots(maxProposals), took: histogram.New(histogram.SlowBounds),
 	}
 }
 
@@ -92,13 +90,10 @@ func (p *proposer) try(ctx context.Context, requestID [16]byte, cmd state.Comman
 	if reason := p.standby(); reason != "" {
 		return state.Result{}, fmt.Errorf("%w: %s", errUnavailable, reason)
 	}
-	select {
-	case p.own <- struct{}{}:
-		defer func() { <-p.own }()
-	default:
-		p.rejected.Add(1)
+	if !p.own.take() {
 		return state.Result{}, fmt.Errorf("%w: %d proposals wait already", errUnavailable, maxProposals)
 	}
+	defer p.own.release()
 	result, err := p.untilDone(ctx, cmd, envelope)
 	if err != nil {
 		return state.Result{}, err
@@ -191,13 +186,10 @@ func (p *proposer) serve(ctx context.Context, envelope []byte) (state.Result, er
 	if k == nil {
 		return state.Result{}, errUnavailable
 	}
-	select {
-	case p.foreign <- struct{}{}:
-		defer func() { <-p.foreign }()
-	default:
-		p.rejectedForeign.Add(1)
+	if !p.foreign.take() {
 		return state.Result{}, errUnavailable
 	}
+	defer p.foreign.release()
 	if k.leads() {
 		if err := p.admit(decoded.Command); err != nil {
 			return state.Result{}, err

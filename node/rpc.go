@@ -166,8 +166,8 @@ var rpcDecoding = func() cbor.DecMode {
 
 // newRPCServer serves the calls of authenticated peers.
 // tracer is nil where nothing is traced.
-func newRPCServer(service peerService, creds PeerCredentials, tracer trace.Tracer, logger *slog.Logger) *http.Server {
-	s := &rpcServer{service: service, creds: creds, tracer: tracer, slots: make(chan struct{}, maxServedCalls)}
+func newRPCServer(service peerService, creds PeerCredentials, calls *slots, tracer trace.Tracer, logger *slog.Logger) *http.Server {
+	s := &rpcServer{service: service, creds: creds, tracer: tracer, slots: calls}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathHello, s.hello)
 	mux.HandleFunc("POST "+pathForward, s.forward)
@@ -198,7 +198,7 @@ func newRPCServer(service peerService, creds PeerCredentials, tracer trace.Trace
 type rpcServer struct {
 	service peerService
 	creds   PeerCredentials
-	slots   chan struct{}
+	slots   *slots
 	tracer  trace.Tracer // nil: calls are not traced
 }
 
@@ -223,13 +223,11 @@ func (s *rpcServer) guard(next http.Handler) http.Handler {
 		if peer, gossip := r.Header.Get(headerPeer), r.Header.Get(headerGossip); len(peer) <= 255 && len(gossip) <= 255 {
 			s.service.heard(nodeAddr{ID: id.NodeID, Peer: peer, Gossip: gossip})
 		}
-		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
-		default:
+		if !s.slots.take() {
 			s.fail(w, errUnavailable)
 			return
 		}
+		defer s.slots.release()
 		ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), callerKey{}, id.NodeID), rpcServerTimeout)
 		defer cancel()
 		ctx, served := s.traceServed(ctx, r)
