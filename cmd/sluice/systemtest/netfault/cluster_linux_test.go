@@ -77,6 +77,14 @@ type process struct {
 // startCluster starts three nodes, waits until they are ready, and stops them at the end of the test.
 func startCluster(t *testing.T, program, isolation string, shifts bool) *cluster {
 	t.Helper()
+	c := prepareCluster(t, program, isolation, shifts)
+	c.startAll(t)
+	return c
+}
+
+// prepareCluster is startCluster without the start.
+func prepareCluster(t *testing.T, program, isolation string, shifts bool) *cluster {
+	t.Helper()
 	c := &cluster{dir: t.TempDir(), program: program, shifts: shifts}
 	for _, name := range []string{"cluster.secret", "key.secret"} {
 		secret, err := exec.Command(sluice, "secret", "new").Output()
@@ -99,11 +107,15 @@ func startCluster(t *testing.T, program, isolation string, shifts bool) *cluster
 			t.Log(c.logs())
 		}
 	})
+	return c
+}
+
+func (c *cluster) startAll(t *testing.T) {
+	t.Helper()
 	for node := 1; node <= nodes; node++ {
 		c.start(t, node)
 	}
 	c.waitReady(t, 20*time.Second)
-	return c
 }
 
 func write(t *testing.T, path string, data []byte) {
