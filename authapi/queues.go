@@ -9,7 +9,7 @@ type QueueCount struct {
 
 // Queues lists those of the API.
 func (s *Server) Queues() []QueueCount {
-	var inFlight, most int64
+	var inFlight, most, webSockets, mostWebSockets int64
 	for _, r := range s.live.Load().matcher.routes {
 		if p := r.upstreams; p != nil {
 			p.mu.Lock()
@@ -18,6 +18,8 @@ func (s *Server) Queues() []QueueCount {
 			}
 			p.mu.Unlock()
 			most += int64(len(p.all)) * int64(p.maxRequests)
+			webSockets += r.webSockets.Load()
+			mostWebSockets += int64(r.maxWebSockets)
 		}
 	}
 	e := &s.accounts.exports
@@ -30,5 +32,6 @@ func (s *Server) Queues() []QueueCount {
 		exports,
 		{"shadow_decisions", int64(len(s.shadows.queue)), shadowQueue, s.shadows.dropped.Load()},
 		{"upstream_requests", inFlight, most, s.upstreamsBusy.Load()},
+		{"websockets", webSockets, mostWebSockets, s.webSocketsBusy.Load()},
 	}
 }

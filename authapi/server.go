@@ -55,11 +55,11 @@ type Server struct {
 	draining         atomic.Bool
 	catchUps         atomic.Int64
 	requests         *requestStats
-	// Turned away since too many waited for this node to catch up, or since every upstream had too many requests.
-	catchUpsRejected, upstreamsBusy atomic.Uint64
-	resets                          resetBudget
-	unmatched                       unmatched
-	gubernator                      *fasthttp.Server
+	// Turned away since too many waited for this node to catch up, or since every upstream had too many requests, or its route WebSockets.
+	catchUpsRejected, upstreamsBusy, webSocketsBusy atomic.Uint64
+	resets                                          resetBudget
+	unmatched                                       unmatched
+	gubernator                                      *fasthttp.Server
 }
 
 // New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The

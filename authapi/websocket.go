@@ -89,6 +89,7 @@ func (c *call) newTunnel(x *exchange, need *rule) (*tunnel, error) {
 	}
 	if x.route.webSockets.Add(1) > int64(x.route.maxWebSockets) {
 		x.route.webSockets.Add(-1)
+		x.srv.webSocketsBusy.Add(1)
 		return nil, ErrOverloaded
 	}
 	if !t.in.add(t) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"mime"
 	"net/http"
 	"strconv"
@@ -15,6 +16,9 @@ import (
 
 // maxImportBody bounds the lines of one call; a long import is many calls.
 const maxImportBody = 16 << 20
+
+// maxImports bounds the calls at a time, each of which holds its lines.
+const maxImports = 8
 
 var _ authapi.Export = (*raftfsm.Moment)(nil)
 
@@ -59,6 +63,11 @@ func (a *adminServer) importLines(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, adminProblem(http.StatusUnsupportedMediaType, "unsupported_media_type", "the body must be application/x-ndjson"))
 		return
 	}
+	if !a.node.importing.take() {
+		a.refuse(w, adminProblem(http.StatusServiceUnavailable, "overloaded", fmt.Sprintf("this node takes in %d imports already", maxImports)))
+		return
+	}
+	defer a.node.importing.release()
 	first, dry, err := importOptions(r)
 	if err != nil {
 		a.answer(w, r, nil, err)

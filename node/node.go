@@ -85,6 +85,7 @@ type Node struct {
 	barriers                         *barriers
 	backingUp                        *slots // for those who read everything
 	calls                            *slots // of peers
+	importing                        *slots // accounts, by operators
 	schedule                         *backupSchedule
 	levels                           sync.Mutex  // held while the cluster's level is raised, and while a node is taken in
 	restoring                        sync.Mutex  // held while a backup is taken in; one at a time
@@ -136,7 +137,7 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
 		book: newAddressBook(), clocks: newClocks(o.clock),
-		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: newSlots(maxBackups), calls: newSlots(maxServedCalls),
+		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: newSlots(maxBackups), calls: newSlots(maxServedCalls), importing: newSlots(maxImports),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
 	n.limits.now = o.clock

@@ -38,7 +38,7 @@ func (s *slots) count(name string) authapi.QueueCount {
 // queues lists all that waits for something on this node, and the bounds of it. docs/resources.md has what happens beyond each.
 func (n *Node) queues() []authapi.QueueCount {
 	list := []authapi.QueueCount{
-		n.proposer.own.count("proposals"), n.proposer.foreign.count("forwarded"), n.calls.count("peer_calls"), n.backingUp.count("backups"),
+		n.proposer.own.count("proposals"), n.proposer.foreign.count("forwarded"), n.calls.count("peer_calls"), n.backingUp.count("backups"), n.importing.count("imports"),
 		n.barriers.count(),
 		{Name: "gossip", Length: int64(len(n.gossip.inbox)), Max: int64(cap(n.gossip.inbox)), Rejected: uint64(n.gossip.dropped.Load())},
 	}

@@ -78,7 +78,7 @@ func openDB(dir string, logger *slog.Logger) (*badger.DB, error) {
 	opts := badger.DefaultOptions(dir)
 	opts.Logger = badgerLogger{logger}
 	opts.MetricsEnabled = false
-	opts.DetectConflicts = false // one writer
+	opts.DetectConflicts = false     // one writer
 	opts.MemTableSize = memtableSize // never less: a memtable that a larger setting left on the disk would not fit, and end the process
 	opts.NumMemtables = 2
 	opts.TableSizeMultiplier = 1 // a table in the making takes several times its size in memory, and some are at a time
