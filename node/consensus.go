@@ -113,10 +113,11 @@ func openConsensus(cfg consensusConfig) (_ *consensus, err error) {
 		}
 	}()
 	hlog := newHCLog(cfg.log, "raft")
-	snaps, err := openSnapshots(cfg.dir, hlog)
+	files, err := openSnapshots(cfg.dir, hlog)
 	if err != nil {
 		return nil, err
 	}
+	snaps := watchedSnapshots{files, cfg.storage}
 	last, snapshot, err := storedState(store, snaps)
 	if err != nil {
 		return nil, err

@@ -87,6 +87,9 @@ func (o *operations) stalled(now time.Time, bound time.Duration) time.Duration {
 func (s *storage) noteStalls(now time.Time) {
 	bound := time.Duration(s.config.AppendTimeout)
 	appending, applying := s.appends.stalled(now, bound), s.applies.stalled(now, applyPatience*bound)
+	if _, level := s.worst(); level == spaceCritical {
+		applying = 0 // it waits for room, which is told as that
+	}
 	before := s.stall.Load()
 	var text string
 	switch {
@@ -201,4 +204,35 @@ func (f watchedState) Snapshot() (raft.FSMSnapshot, error) {
 		return nil, err
 	}
 	return f.FSM.Snapshot()
+}
+
+// watchedSnapshots writes nothing where there is no room: neither the node's own nor a leader's.
+type watchedSnapshots struct {
+	raft.SnapshotStore
+	storage *storage
+}
+
+// Create implements raft.SnapshotStore.
+func (s watchedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration, configurationIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+	if err := s.storage.snapshotRoom(0); err != nil {
+		return nil, err
+	}
+	sink, err := s.SnapshotStore.Create(version, index, term, configuration, configurationIndex, trans)
+	if err != nil {
+		return nil, err
+	}
+	return watchedSink{sink, s.storage}, nil
+}
+
+type watchedSink struct {
+	raft.SnapshotSink
+	storage *storage
+}
+
+// Write implements io.Writer.
+func (s watchedSink) Write(p []byte) (int, error) {
+	if err := s.storage.snapshotRoom(int64(len(p))); err != nil {
+		return 0, err
+	}
+	return s.SnapshotSink.Write(p)
 }

@@ -210,13 +210,13 @@ func (s *storage) applyRoom() bool {
 	return true
 }
 
-// snapshotRoom says whether there is room for a snapshot of a state of that many bytes beside those that are kept.
+// snapshotRoom says whether so many bytes of a snapshot can be written.
 func (s *storage) snapshotRoom(size int64) error {
 	s.check(s.raft)
 	level, space := s.raft.now()
 	_, critical := s.config.marks(space.Size)
 	if level == spaceCritical || critical > 0 && space.Free-size < critical {
-		return fmt.Errorf("no room for a snapshot: %s free on the volume of raft, and the state has %s", byteText(space.Free), byteText(size))
+		return fmt.Errorf("no room for a snapshot: %s free on the volume of raft, %s to write", byteText(space.Free), byteText(size))
 	}
 	return nil
 }
@@ -432,8 +432,6 @@ func (s *storage) enough() error {
 // checkStorage tells of the disks.
 func (n *Node) checkStorage() authapi.HealthCheck {
 	c := authapi.HealthCheck{Name: "storage"}
-	_, space := n.storage.raft.now()
-	c.Detail = byteText(space.Free) + " free"
 	if reason := n.storage.retired(); reason != "" {
 		c.Err = errors.New(reason)
 		return c

@@ -187,6 +187,34 @@ func TestStorage_CriticalDisk(t *testing.T) {
 	knows(t, c.Members[second].Node, "after")
 }
 
+// A snapshot that would bring the volume below the critical mark is not written; it is once there is space.
+func TestStorage_NoSnapshotWithoutSpace(t *testing.T) {
+	t.Parallel()
+	free := roomy(1)
+	c := nodetest.Start(t, 1, nodetest.WithConfig(frequentSnapshots), nodetest.WithOptions(free.options))
+	n := c.Members[0].Node
+	const more = 20 // than a snapshot waits for
+	for i := range more {
+		register(t, n, fmt.Sprintf("early%d", i))
+	}
+	waitSnapshot(t, c, 0)
+	for i := range more {
+		register(t, n, fmt.Sprintf("late%d", i))
+	}
+	free[0].Store(gib / 4) // the critical mark: nothing is refused yet but what takes more of it
+	nodetest.WaitFor(t, "a snapshot to be refused", func() error {
+		if !strings.Contains(c.Log(), "no room for a snapshot") {
+			return errors.New("none was")
+		}
+		return nil
+	})
+	if got := storageCheck(n); got.Err != nil {
+		t.Fatalf("at the critical mark: %v", got.Err)
+	}
+	free[0].Store(50 * gib)
+	waitSnapshot(t, c, 0)
+}
+
 func TestStorage_NoStartWithoutSpace(t *testing.T) {
 	t.Parallel()
 	free := roomy(1)
