@@ -139,11 +139,15 @@ func (l watchedLog) IsMonotonic() bool {
 // StoreLog implements raft.LogStore.
 func (l watchedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
 
-// write runs one. An append that was refused for lack of space has touched nothing; after any other error what is on the disk is not known,
+// write runs one, by the clock. An append that was refused for lack of space has touched nothing; after any other error what is on the disk is not known,
 // and this node neither leads nor counts as ready before it has read it again, at its next start.
 func (l watchedLog) write(fn func() error) error {
 	defer l.storage.appends.begin()()
-	err := fn()
+	return l.noted(fn())
+}
+
+// noted takes note of a write's error.
+func (l watchedLog) noted(err error) error {
 	if err != nil && !errors.Is(err, logstore.ErrNoSpace) {
 		l.storage.fail(fmt.Errorf("the raft log cannot be written: %w", err))
 	}
@@ -157,7 +161,8 @@ func (l watchedLog) StoreLogs(logs []*raft.Log) error {
 
 // DeleteRange implements raft.LogStore.
 func (l watchedLog) DeleteRange(min, max uint64) error {
-	return l.write(func() error { return l.LogStore.DeleteRange(min, max) })
+	// How long it takes says nothing: the log's beginning is dropped in steps, and appends get their turn between them.
+	return l.noted(l.LogStore.DeleteRange(min, max))
 }
 
 // Set implements raft.StableStore.
