@@ -291,7 +291,7 @@ func essential(cmd state.Command) bool {
 	case state.EndSession, state.EndSessions, state.SetPassword, state.UpdateKey, state.RotateKey, state.RevokeKey, state.RevokeKeyBySecret,
 		state.SetUserDisabled, state.DeleteUser, state.DeleteOrg, state.RemoveMember, state.UpdateMember,
 		state.InitCluster, state.PutSigningKey, state.Prune, state.Barrier, state.Horizon, state.SetRoster, state.PutNode, state.Leave,
-		state.RaiseLevel:
+		state.RaiseLevel, state.PutGossipKeyring:
 		return true
 	}
 	return false
