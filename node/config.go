@@ -21,8 +21,10 @@ type Config struct {
 	// InitialMembers are the peer addresses of the nodes that form the cluster, the same list on each of them. Used on an
 	// empty data directory only.
 	InitialMembers []string `toml:"initial_members"`
+	// InitialCount is how many nodes InitialMembers name; 0: as many as it has entries.
+	InitialCount int `toml:"initial_count"`
 	// Join are peer addresses of running nodes; a node with an empty data directory and without InitialMembers asks them
-	// to take it in.
+	// to take it in. With both, it joins where a cluster exists already, or it is none of InitialMembers.
 	Join []string `toml:"join"`
 
 	HTTP   HTTPConfig   `toml:"http"`

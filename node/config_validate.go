@@ -95,6 +95,7 @@ var (
 	resourceName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
 	actionName   = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,62}$`)
 	methodName   = regexp.MustCompile(`^[A-Z][A-Z-]{0,31}$`)
+	srvRecord    = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?$`)
 	hostName     = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 )
 
@@ -177,14 +178,19 @@ const maxInitialMembers = 15
 
 func (v *validator) members() {
 	initial, join := v.c.InitialMembers, v.c.Join
+	count := v.c.InitialCount
 	switch {
-	case len(initial) > 0 && len(join) > 0:
-		v.fail("join", "is set together with %s: a node either forms the cluster or joins one", v.also("initial_members"))
 	case len(initial) == 0 && len(join) == 0:
 		v.fail("initial_members", "is missing, and so is join: a node either forms the cluster or joins one")
 	}
 	if len(initial) > maxInitialMembers {
 		v.fail("initial_members", "has %d entries and may have %d: let the others join", len(initial), maxInitialMembers)
+	}
+	if count != 0 {
+		v.count("initial_count", int64(count), 1, maxInitialMembers)
+		if len(initial) == 0 {
+			v.fail("initial_count", "says how many nodes initial_members name, and those are missing")
+		}
 	}
 	for _, list := range []struct {
 		key     string
@@ -192,17 +198,31 @@ func (v *validator) members() {
 	}{{"initial_members", initial}, {"join", join}} {
 		for i, member := range list.members {
 			key := fmt.Sprintf("%s[%d]", list.key, i)
-			if problem := addressProblem(member, false); problem != "" {
+			if problem := entryProblem(member); problem != "" {
 				v.fail(key, "%s", problem)
+			} else if _, srv := srvName(member); srv && list.key == "initial_members" && count == 0 {
+				v.fail("initial_count", "is missing: how many nodes %s names is not known before they all run", quote(member))
 			} else if first := slices.Index(list.members, member); first < i {
 				v.fail(key, "%s is in the list twice", member)
 			}
 		}
 	}
 	advertise := v.c.Peer.Advertise
-	if _, port, err := net.SplitHostPort(advertise); err == nil && port != "0" && len(initial) > 0 && !slices.Contains(initial, advertise) {
+	if _, port, err := net.SplitHostPort(advertise); err == nil && port != "0" && len(initial) > 0 && len(join) == 0 && count == 0 && !slices.Contains(initial, advertise) {
 		v.fail("initial_members", "does not hold this node: peer.advertise is %s, and the list is the same on every initial member", advertise)
 	}
+}
+
+// entryProblem says what is wrong with an entry of initial_members or join, "" where nothing is.
+func entryProblem(entry string) string {
+	name, srv := srvName(entry)
+	switch {
+	case !srv:
+		return addressProblem(entry, false)
+	case !srvRecord.MatchString(name):
+		return fmt.Sprintf("want the name of an SRV record, as in srv:_peer._tcp.sluice.example.com, not %s", quote(entry))
+	}
+	return ""
 }
 
 func (v *validator) listeners() {

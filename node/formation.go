@@ -1,12 +1,14 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -34,20 +36,31 @@ type former struct {
 	address string // own advertised peer address
 	cluster string // configured name
 	initial []string
-	data    *dataDir
-	hello   func(ctx context.Context, address string) (helloReply, error)
-	learn   func(helloReply) // called with every answer
-	log     *slog.Logger
+	// count is how many nodes initial names; 0: as many as it has entries, each of them one.
+	count  int
+	others []string // who else may know of a cluster: it is joined where it exists already
+	expand func(ctx context.Context, entry string) ([]found, error)
+	data   *dataDir
+	hello  func(ctx context.Context, address string) (helloReply, error)
+	learn  func(helloReply) // called with every answer
+	log    *slog.Logger
 
 	agreed atomic.Pointer[formation]
 	status atomic.Pointer[string] // why it is not done, for people
 }
 
-// membersHash fingerprints initial_members without regard to the order.
-func membersHash(addresses []string) []byte {
+// errExists: a cluster was formed without this node, which may join it.
+var errExists = errors.New("the cluster exists already")
+
+// membersHash fingerprints initial_members, and how many they name, without regard to the order.
+func membersHash(addresses []string, count int) []byte {
 	sorted := slices.Clone(addresses)
 	slices.Sort(sorted)
-	sum := sha256.Sum256([]byte(strings.Join(sorted, "\n")))
+	text := strings.Join(sorted, "\n")
+	if count > 0 {
+		text += fmt.Sprintf("\n= %d", count)
+	}
+	sum := sha256.Sum256([]byte(text))
 	return sum[:16]
 }
 
@@ -87,9 +100,10 @@ func (f *former) setStatus(format string, args ...any) {
 }
 
 // form returns the configuration to bootstrap with. It waits as long as it takes: for a member that comes an hour
-// later too. Errors: ErrNotMember, ErrFormationChanged, the data directory's, the context's.
+// later too. Errors: ErrNotMember, or errExists where there are others to ask; ErrFormationChanged, the data directory's, the
+// context's.
 func (f *former) form(ctx context.Context) (*formation, error) {
-	if !slices.Contains(f.initial, f.address) {
+	if f.count == 0 && !slices.Contains(f.initial, f.address) {
 		f.log.Warn("own advertised peer address is not among initial_members as written there", "address", f.address)
 	}
 	for {
@@ -109,9 +123,10 @@ func (f *former) form(ctx context.Context) (*formation, error) {
 }
 
 type formationAnswer struct {
-	address string
-	reply   helloReply
-	err     error
+	found
+	reply helloReply
+	err   error
+	other bool // not of initial_members
 }
 
 // round asks all members once and acts on what they say.
@@ -121,10 +136,17 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 		return false, context.Cause(ctx)
 	}
 	agreed := f.agreed.Load()
+	there := make(map[string]bool, len(answers))
+	for _, a := range answers {
+		there[a.entry] = there[a.entry] || a.err == nil
+	}
 	var missing []string
 	for _, a := range answers {
 		if a.err != nil {
-			missing = append(missing, fmt.Sprintf("%s (%v)", a.address, rootCause(a.err)))
+			// One address of a node's may be of a network that does not lead there.
+			if !a.other && (f.count > 0 || !there[a.entry]) {
+				missing = append(missing, fmt.Sprintf("%s (%v)", a.found, rootCause(a.err)))
+			}
 			continue
 		}
 		if a.reply.Formed == "" || a.reply.NodeID == f.self {
@@ -133,29 +155,14 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 		if agreed != nil && a.reply.Formed == agreed.ClusterID {
 			return true, nil
 		}
-		return false, fmt.Errorf("%w: %s (%s) belongs to %s; to add this node to it, remove initial_members and set join", ErrNotMember, a.address, a.reply.NodeID, a.reply.Formed)
-	}
-	if len(missing) > 0 {
-		f.setStatus("answers of %s", strings.Join(missing, ", "))
-		return false, nil
-	}
-	byID := make(map[string]string, len(answers))
-	members := make([]member, 0, len(answers))
-	ours := membersHash(f.initial)
-	for _, a := range answers {
-		if other, twice := byID[a.reply.NodeID]; twice {
-			f.setStatus("initial_members to be mended: %s and %s are the same node", other, a.address)
-			return false, nil
+		if agreed == nil && len(f.others) > 0 {
+			return false, errExists
 		}
-		byID[a.reply.NodeID] = a.address
-		if !slices.Equal(a.reply.Members, ours) {
-			f.setStatus("%s to be started with the same initial_members as this node", a.address)
-			return false, nil
-		}
-		members = append(members, member{ID: a.reply.NodeID, Address: a.address, Voter: true})
+		return false, fmt.Errorf("%w: %s (%s) belongs to %s; to add this node to it, set join", ErrNotMember, a.found, a.reply.NodeID, a.reply.Formed)
 	}
-	if _, listed := byID[f.self]; !listed {
-		f.setStatus("initial_members to be mended: none of them is this node")
+	answers = slices.DeleteFunc(answers, func(a formationAnswer) bool { return a.other })
+	members := f.membersOf(answers, missing)
+	if members == nil {
 		return false, nil
 	}
 	next := newFormation(f.cluster, members)
@@ -171,8 +178,8 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 	}
 	var undecided []string
 	for _, a := range answers {
-		if a.reply.NodeID != f.self && a.reply.Agreed != agreed.ClusterID {
-			undecided = append(undecided, a.address)
+		if a.err == nil && a.reply.NodeID != f.self && a.reply.Agreed != agreed.ClusterID {
+			undecided = append(undecided, a.String())
 		}
 	}
 	if len(undecided) > 0 {
@@ -182,16 +189,102 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
-// ask calls all members at once.
+// membersOf are the initial members, nil where they are not all known or cannot be what is meant; the status then says why.
+func (f *former) membersOf(answers []formationAnswer, missing []string) []member {
+	if f.count == 0 && len(missing) > 0 {
+		f.setStatus("answers of %s", strings.Join(missing, ", "))
+		return nil
+	}
+	byID := make(map[string]found, len(answers))
+	byEntry := make(map[string]string, len(answers))
+	var members []member
+	ours := membersHash(f.initial, f.count)
+	for _, a := range answers {
+		if a.err != nil {
+			continue // one of more addresses than there are nodes, perhaps
+		}
+		if other, twice := byID[a.reply.NodeID]; twice {
+			if f.count > 0 || other.entry == a.entry {
+				continue // a node may have several addresses
+			}
+			f.setStatus("initial_members to be mended: %s and %s are the same node", other, a.found)
+			return nil
+		}
+		byID[a.reply.NodeID] = a.found
+		if other, twice := byEntry[a.entry]; twice && f.count == 0 {
+			f.setStatus("initial_count to be set: %s leads to several nodes, %s and %s", a.entry, other, a.reply.NodeID)
+			return nil
+		}
+		byEntry[a.entry] = a.reply.NodeID
+		if !slices.Equal(a.reply.Members, ours) {
+			f.setStatus("%s to be started with the same initial_members and initial_count as this node", a.found)
+			return nil
+		}
+		m := member{ID: a.reply.NodeID, Address: a.entry, Voter: true}
+		if f.count > 0 {
+			// What was looked up is not the same everywhere; what a node says of itself is.
+			m.Address = a.reply.Peer
+		}
+		members = append(members, m)
+	}
+	own, listed := byID[f.self]
+	switch {
+	case f.count > 0 && len(members) > f.count:
+		f.setStatus("initial_members to be mended: they lead to %d nodes, and initial_count is %d", len(members), f.count)
+	case f.count > 0 && len(members) < f.count:
+		more := ""
+		if len(missing) > 0 {
+			more = ": no answer of " + strings.Join(missing, ", ")
+		}
+		f.setStatus("%d of %d initial members%s", f.count-len(members), f.count, more)
+	case !listed:
+		f.setStatus("initial_members to be mended: none of them is this node")
+	case f.count == 0 && len(f.initial) == 1 && own.entry != f.address && own.entry != own.address && !loopbackAddress(own.address):
+		// The name of all members, looked up before the others were there, would make every one of them a cluster.
+		f.setStatus("initial_count to be set, or peer.advertise to %s, if that is the name of this node alone", own.entry)
+	default:
+		return members
+	}
+	return nil
+}
+
+// loopbackAddress reports whether a host:port is of this machine alone.
+func loopbackAddress(address string) bool {
+	ap, err := netip.ParseAddrPort(address)
+	return err == nil && ap.Addr().IsLoopback()
+}
+
+// ask calls all members at once, and whoever else may know of a cluster.
 func (f *former) ask(ctx context.Context) []formationAnswer {
 	ctx, cancel := context.WithTimeout(ctx, formationTimeout)
 	defer cancel()
-	answers := make([]formationAnswer, len(f.initial))
+	var answers []formationAnswer
+	look := func(entry string, other bool) {
+		list, err := []found{{entry: entry, address: entry}}, error(nil)
+		if entry != f.address {
+			list, err = f.expand(ctx, entry)
+		}
+		if err != nil || len(list) == 0 {
+			answers = append(answers, formationAnswer{found: found{entry, entry}, err: cmp.Or(err, errNoAddress), other: other})
+		}
+		for _, l := range list {
+			answers = append(answers, formationAnswer{found: l, other: other})
+		}
+	}
+	for _, entry := range f.initial {
+		look(entry, false)
+	}
+	for _, entry := range f.others {
+		look(entry, true)
+	}
 	var wg sync.WaitGroup
-	for i, address := range f.initial {
-		answers[i].address = address
+	for i := range answers {
+		address := answers[i].address
+		if answers[i].err != nil {
+			continue
+		}
 		if address == f.address {
-			answers[i].reply = helloReply{NodeID: f.self, Members: membersHash(f.initial)}
+			answers[i].reply = helloReply{NodeID: f.self, Peer: f.address, Members: membersHash(f.initial, f.count)}
 			continue
 		}
 		wg.Go(func() {
@@ -231,7 +324,8 @@ func rootCause(err error) error {
 
 // joiner takes a new node into a running cluster.
 type joiner struct {
-	targets []string // addresses to ask
+	targets []string // entries of join
+	expand  func(ctx context.Context, entry string) ([]found, error)
 	join    func(ctx context.Context, target string, req joinRequest) (joinReply, error)
 	learn   func(joinReply)
 	log     *slog.Logger
@@ -256,8 +350,8 @@ func (j *joiner) setStatus(format string, args ...any) {
 // for each try. Errors: a refusal for good, the context's.
 func (j *joiner) ask(ctx context.Context, req func() joinRequest) (joinReply, error) {
 	for {
-		for _, target := range j.targets {
-			reply, err := j.askOne(ctx, target, req())
+		for _, target := range j.look(ctx) {
+			reply, err := j.askOne(ctx, target.address, req())
 			if err == nil {
 				j.learn(reply)
 				return reply, nil
@@ -277,6 +371,19 @@ func (j *joiner) ask(ctx context.Context, req func() joinRequest) (joinReply, er
 			return joinReply{}, context.Cause(ctx)
 		}
 	}
+}
+
+// look lists whom to ask now.
+func (j *joiner) look(ctx context.Context) []found {
+	var out []found
+	for _, entry := range j.targets {
+		list, err := j.expand(ctx, entry)
+		if err != nil && ctx.Err() == nil {
+			j.setStatus("%s to be looked up (%v)", entry, rootCause(err))
+		}
+		out = append(out, list...)
+	}
+	return out
 }
 
 func (j *joiner) askOne(ctx context.Context, target string, req joinRequest) (joinReply, error) {

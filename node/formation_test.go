@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,20 @@ type formers struct {
 	mu     sync.Mutex
 	up     map[string]*former // by address
 	formed map[string]string  // by address: cluster id
+	names  map[string]addresses
+}
+
+// addresses are what a name stands for.
+type addresses []string
+
+func (a addresses) or(entry string) (list []found) {
+	if a == nil {
+		a = addresses{entry}
+	}
+	for _, address := range a {
+		list = append(list, found{entry: entry, address: address})
+	}
+	return list
 }
 
 var errAbsent = errors.New("nobody there")
@@ -27,7 +42,7 @@ func (n *formers) hello(_ context.Context, address string) (helloReply, error) {
 		return helloReply{}, errAbsent
 	}
 	return helloReply{
-		NodeID: f.self, Members: membersHash(f.initial), Agreed: f.agreedID(), Formed: n.formed[address],
+		NodeID: f.self, Peer: f.address, Members: membersHash(f.initial, f.count), Agreed: f.agreedID(), Formed: n.formed[address],
 	}, nil
 }
 
@@ -41,7 +56,8 @@ func (n *formers) start(t *testing.T, address string, initial ...string) *former
 	t.Cleanup(func() { data.close() })
 	f := &former{
 		self: data.NodeID, address: address, cluster: "test", initial: initial, data: data,
-		hello: n.hello, learn: func(helloReply) {}, log: discard(),
+		expand: func(_ context.Context, entry string) ([]found, error) { return n.names[entry].or(entry), nil },
+		hello:  n.hello, learn: func(helloReply) {}, log: discard(),
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -148,6 +164,66 @@ func TestFormation_MemberLostItsDisk(t *testing.T) {
 	}
 }
 
+// One name for all: whatever it leads to at the moment, nobody goes on with fewer members or with more.
+func TestFormation_ByOneName(t *testing.T) {
+	t.Parallel()
+	n := &formers{up: make(map[string]*former), formed: make(map[string]string), names: make(map[string]addresses)}
+	var all []*former
+	for _, address := range []string{"a", "b", "c"} {
+		f := n.start(t, address, "all")
+		f.count = 3
+		all = append(all, f)
+	}
+	for _, test := range []struct {
+		addresses addresses
+		want      string
+	}{
+		{addresses{"a"}, "2 of 3 initial members"},
+		{addresses{"a", "b", "gone"}, "1 of 3 initial members: no answer of"},
+		{addresses{"b", "c"}, "1 of 3 initial members"},
+	} {
+		n.names["all"] = test.addresses
+		for _, f := range all {
+			if round(t, f) || !strings.Contains(f.waiting()+":", test.want) {
+				t.Errorf("%v: %s waits for %q, want %q", test.addresses, f.address, f.waiting(), test.want)
+			}
+		}
+	}
+	// An address that nobody has any more does no harm, and neither does one more of a node that is there.
+	n.up["a2"] = all[0]
+	n.names["all"] = addresses{"a", "a2", "b", "c", "gone"}
+	for _, f := range all {
+		round(t, f)
+	}
+	for _, f := range all {
+		if !round(t, f) || f.agreedID() != all[0].agreedID() {
+			t.Errorf("%s waits for %q", f.address, f.waiting())
+		}
+	}
+	for _, m := range all[2].agreed.Load().Members {
+		if !slices.Contains([]string{"a", "b", "c"}, m.Address) {
+			t.Errorf("a member at %q", m.Address)
+		}
+	}
+	n.bootstrap("a")
+
+	// A fourth of the same name is too many while there is no cluster, and may join one that there is.
+	d := n.start(t, "d", "all")
+	d.count = 3
+	n.names["all"] = addresses{"a", "b", "c", "d"}
+	if _, err := d.round(t.Context()); !errors.Is(err, ErrNotMember) {
+		t.Errorf("a fourth: %v", err)
+	}
+	d.others = []string{"all"}
+	if _, err := d.round(t.Context()); !errors.Is(err, errExists) {
+		t.Errorf("a fourth that may join: %v", err)
+	}
+	clear(n.formed)
+	if round(t, d) || !strings.Contains(d.waiting(), "they lead to 4 nodes, and initial_count is 3") {
+		t.Errorf("a fourth waits for %q", d.waiting())
+	}
+}
+
 func TestFormation_ListsThatCannotBe(t *testing.T) {
 	t.Parallel()
 	t.Run("different lists", func(t *testing.T) {
@@ -166,6 +242,19 @@ func TestFormation_ListsThatCannotBe(t *testing.T) {
 		n.up["b2"] = b
 		n.mu.Unlock()
 		if round(t, a) || !strings.Contains(a.waiting(), "are the same node") {
+			t.Errorf("waits for %q", a.waiting())
+		}
+	})
+	t.Run("a name of several", func(t *testing.T) {
+		n := &formers{up: make(map[string]*former), formed: make(map[string]string), names: map[string]addresses{"all": {"a", "b"}}}
+		a := n.start(t, "a", "all")
+		n.start(t, "b", "all")
+		if round(t, a) || !strings.Contains(a.waiting(), "initial_count to be set: all leads to several nodes") {
+			t.Errorf("waits for %q", a.waiting())
+		}
+		// Before the others are there it looks like the name of one node.
+		n.names["all"] = addresses{"a"}
+		if round(t, a) || !strings.Contains(a.waiting(), "initial_count to be set") {
 			t.Errorf("waits for %q", a.waiting())
 		}
 	})

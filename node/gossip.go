@@ -45,6 +45,7 @@ type gossip struct {
 	keyring   *memberlist.Keyring // set by start
 	address   string              // advertised
 	clocks    *clocks
+	discovery discovery
 	events    broadcast // somebody came or went
 
 	receive atomic.Pointer[func(from string, packet []byte)]
@@ -68,7 +69,7 @@ type gossip struct {
 }
 
 // listenGossip binds the UDP and TCP port, so that the address is known before the cluster is.
-func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.Logger) (*gossip, error) {
+func listenGossip(self, listen, advertise string, names discovery, clocks *clocks, logger *slog.Logger) (*gossip, error) {
 	host, portText, err := net.SplitHostPort(listen)
 	if err != nil {
 		return nil, fmt.Errorf("gossip.listen: %w", err)
@@ -80,7 +81,7 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 	if host == "" {
 		host = "0.0.0.0"
 	}
-	ip, err := resolveIP(host)
+	ip, err := names.ip(host)
 	if err != nil {
 		return nil, fmt.Errorf("gossip.listen: %w", err)
 	}
@@ -96,7 +97,7 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 	ctx, stop := context.WithCancel(context.Background())
 	drainCtx, drain := context.WithCancel(ctx)
 	g := &gossip{
-		self: self, log: logger, transport: transport, address: address, clocks: clocks,
+		self: self, log: logger, transport: transport, address: address, clocks: clocks, discovery: names,
 		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node),
 		ctx: ctx, stop: stop, drain: drain, drained: make(chan struct{}),
 	}
@@ -116,12 +117,14 @@ func listenGossip(self, listen, advertise string, clocks *clocks, logger *slog.L
 	return g, nil
 }
 
-// resolveIP turns a host into an address; memberlist knows no names.
-func resolveIP(host string) (net.IP, error) {
+// ip turns a host into an address; memberlist knows no names.
+func (d discovery) ip(host string) (net.IP, error) {
 	if ip := net.ParseIP(host); ip != nil {
 		return ip, nil
 	}
-	ips, err := net.LookupIP(host)
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
+	defer cancel()
+	ips, err := d.resolver.LookupIP(ctx, "ip", host)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +138,7 @@ func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAdd
 	if err != nil {
 		return fmt.Errorf("gossip.advertise: %w", err)
 	}
-	ip, err := resolveIP(host)
+	ip, err := g.discovery.ip(host)
 	if err != nil {
 		return fmt.Errorf("gossip.advertise: %w", err)
 	}
@@ -158,7 +161,9 @@ func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAdd
 	c.GossipVerifyIncoming, c.GossipVerifyOutgoing = true, true
 	c.EnableCompression = false
 	c.TCPTimeout = 3 * time.Second
-	c.DeadNodeReclaimTime = 30 * time.Second
+	// A member that is dead at one address may live at another. Names are ids that are never given twice, so nobody else is
+	// mistaken for it.
+	c.DeadNodeReclaimTime = time.Second
 	c.Logger = log.New(&strangeLines{
 		next: newLineLogger(g.log).Writer(), packets: &g.strange, streams: &g.unreadable, refused: g.refused,
 	}, "", 0)
@@ -246,7 +251,11 @@ func (g *gossip) rejoin(members func() []nodeAddr) {
 				continue
 			}
 			// One at a time: each names one node and fails for itself.
-			if _, err := g.list.Join([]string{m.Gossip}); err != nil {
+			address, err := g.discovery.numeric(g.ctx, m.Gossip)
+			if err == nil {
+				_, err = g.list.Join([]string{address})
+			}
+			if err != nil {
 				g.log.Debug("member not reached by gossip", "peer", m.ID, "error", err)
 			}
 			tried[m.ID] = time.Now()

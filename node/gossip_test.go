@@ -63,7 +63,7 @@ func testGossipKey(b byte) []byte { return append(bytes.Repeat([]byte{0}, 31), b
 // member of a gossip on loopback.
 func gossiper(t *testing.T, clusterID string, key byte, members func() []nodeAddr) *gossip {
 	t.Helper()
-	g, err := listenGossip(newNodeID(), "127.0.0.1:0", "", newClocks(time.Now), discard())
+	g, err := listenGossip(newNodeID(), "127.0.0.1:0", "", discovery{}, newClocks(time.Now), discard())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,8 @@ type formation struct {
 	Version   int      `json:"version"`
 	ClusterID string   `json:"cluster_id"`
 	Members   []member `json:"members"` // sorted by id
+	// Joining: these are the addresses to begin with of a cluster that this node joins, and nothing to form one by.
+	Joining bool `json:"joining,omitempty"`
 }
 
 // member is one server of a configuration.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -34,10 +35,11 @@ type foundCluster struct {
 func (n *Node) newFormer(logger *slog.Logger) {
 	n.former = &former{
 		self: n.data.NodeID, address: n.peerAddress, cluster: n.cfg.Cluster, initial: n.cfg.InitialMembers,
+		count: n.cfg.InitialCount, others: n.cfg.Join, expand: n.discovery.expand,
 		data: n.data, hello: n.rpc.hello, learn: n.learn, log: logger,
 	}
 	n.joiner = &joiner{
-		targets: n.cfg.Join, log: logger,
+		targets: n.cfg.Join, expand: n.discovery.expand, log: logger,
 		join: func(ctx context.Context, target string, req joinRequest) (joinReply, error) {
 			reply, err := n.rpc.join(ctx, target, req)
 			if errors.Is(err, errNotLeader) {
@@ -87,15 +89,18 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 	if mark != nil {
 		return foundCluster{clusterID: mark.ClusterID, formation: agreed, member: true}, nil
 	}
-	if len(n.cfg.InitialMembers) > 0 {
+	if n.forms() && (agreed == nil || !agreed.Joining) {
 		if agreed != nil {
 			n.former.agreed.Store(agreed)
 		}
 		formed, err := n.former.form(ctx)
-		if err != nil {
+		if err == nil {
+			return foundCluster{clusterID: formed.ClusterID, formation: formed, bootstrap: formed}, nil
+		}
+		if !errors.Is(err, errExists) {
 			return foundCluster{}, err
 		}
-		return foundCluster{clusterID: formed.ClusterID, formation: formed, bootstrap: formed}, nil
+		n.log.Info("the cluster exists already: joining it")
 	}
 	if len(n.cfg.Join) == 0 {
 		return foundCluster{}, errors.New("the data directory is empty: set initial_members to form a cluster or join to enter one")
@@ -108,11 +113,18 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 	}
 	// Written down as the addresses to begin with; the marker follows once the log holds something, since an empty log
 	// beside the marker means a lost one.
-	heard := &formation{Version: 1, ClusterID: reply.ClusterID, Members: reply.Servers}
+	heard := &formation{Version: 1, ClusterID: reply.ClusterID, Members: reply.Servers, Joining: true}
 	if err := n.data.setFormation(heard); err != nil {
 		return foundCluster{}, err
 	}
 	return foundCluster{clusterID: reply.ClusterID, formation: heard, joining: true, joinIndex: reply.Index}, nil
+}
+
+// forms says whether this node is one of those that form the cluster, as far as that can be told before they are asked: who
+// has both lists and is not in the first joins.
+func (n *Node) forms() bool {
+	initial := n.cfg.InitialMembers
+	return len(initial) > 0 && (n.cfg.InitialCount > 0 || len(n.cfg.Join) == 0 || slices.Contains(initial, n.peerAddress))
 }
 
 // finishJoin makes a node that was taken in a voter, once it has caught up. A node that was stopped in between goes on
@@ -220,7 +232,7 @@ func (p *peerCalls) hello() helloReply {
 	n := (*Node)(p)
 	reply := helloReply{
 		NodeID: n.data.NodeID, Name: n.cfg.Name, Version: n.opts.version,
-		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers),
+		Peer: n.peerAddress, Gossip: n.gossip.address, Members: membersHash(n.cfg.InitialMembers, n.cfg.InitialCount),
 		Agreed: n.former.agreedID(), Formed: n.clusterID(), LeaderID: n.LeaderID(), Applied: n.fsm.AppliedIndex(), Now: n.opts.clock().UnixNano(),
 		Problems: n.problems(), Settings: n.SettingsVersion(), Level: state.Level, Sealing: n.sealing(),
 		Storage: n.storage.fitness(),
@@ -318,7 +330,7 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 		}
 		if s.ID == caller {
 			known, votes = true, s.Voter
-		} else if s.Address == req.Address {
+		} else if where, err := n.book.peer(s.ID); err == nil && where == req.Address || err != nil && s.Address == req.Address {
 			return joinReply{}, &refusedError{reason: fmt.Sprintf("%s is the address of the member %s; if that one is gone for good, remove it first", req.Address, s.ID)}
 		}
 	}

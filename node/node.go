@@ -47,9 +47,10 @@ import (
 
 // Node is one running node. All methods are safe for concurrent use.
 type Node struct {
-	cfg  Config
-	opts options
-	log  *slog.Logger
+	cfg       Config
+	opts      options
+	log       *slog.Logger
+	discovery discovery
 
 	data      *dataDir
 	keys      clusterKeys
@@ -127,7 +128,7 @@ var errClosed = errors.New("node closed")
 //
 // ctx bounds Open itself only. On an error everything is released.
 func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) {
-	o := options{version: "dev", clock: time.Now, space: diskSpace}
+	o := options{version: "dev", clock: time.Now, space: diskSpace, resolver: net.DefaultResolver}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -136,7 +137,8 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	}
 	n := &Node{
 		cfg: cfg, opts: o, log: o.logger,
-		book: newAddressBook(), clocks: newClocks(o.clock),
+		discovery: discovery{resolver: o.resolver},
+		book:      newAddressBook(), clocks: newClocks(o.clock),
 		ready: make(chan struct{}), serveErr: make(chan error, 1), leaving: leaving{start: make(chan leaveRequest, 1)}, backingUp: newSlots(maxBackups), calls: newSlots(maxServedCalls), importing: newSlots(maxImports),
 	}
 	n.ctx, n.cancel = context.WithCancelCause(context.Background())
@@ -254,7 +256,7 @@ func (n *Node) openStores() error {
 // listen opens all listeners and serves on them.
 func (n *Node) listen() error {
 	var err error
-	n.gossip, err = listenGossip(n.data.NodeID, n.cfg.Gossip.Listen, n.cfg.Gossip.Advertise, n.clocks, n.log)
+	n.gossip, err = listenGossip(n.data.NodeID, n.cfg.Gossip.Listen, n.cfg.Gossip.Advertise, n.discovery, n.clocks, n.log)
 	if err != nil {
 		return err
 	}
@@ -267,7 +269,7 @@ func (n *Node) listen() error {
 	if n.peerAddress, err = advertised(n.cfg.Peer.Advertise, n.opts.peer.Addr(), "peer"); err != nil {
 		return err
 	}
-	n.dialer = newDialer(n.creds, n.book.peer, peerLog)
+	n.dialer = newDialer(n.creds, n.book.peer, n.opts.resolver, peerLog)
 	n.rpc = &rpcClient{
 		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks, identity: n.creds.Identity,
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
@@ -363,6 +365,7 @@ func (n *Node) form(ctx context.Context) error {
 	}
 	n.wg.Go(func() { o.run(ctx) })
 	n.wg.Go(func() { n.announce(ctx) })
+	n.wg.Go(func() { n.rediscover(ctx) })
 	n.wg.Go(func() { n.watchRemoval(ctx, k) })
 	n.wg.Go(func() { n.leaveLoop(ctx) })
 	if n.cfg.Backup.Dir != "" {

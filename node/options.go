@@ -10,15 +10,16 @@ import (
 type Option func(*options)
 
 type options struct {
-	logger  *slog.Logger
-	version string
-	clock   func() time.Time
-	fatal   func(error)
-	http    net.Listener
-	peer    net.Listener
-	admin   net.Listener
-	space   func(string) (DiskSpace, error)
-	logs    func(LogStore) LogStore
+	logger   *slog.Logger
+	version  string
+	clock    func() time.Time
+	fatal    func(error)
+	http     net.Listener
+	peer     net.Listener
+	admin    net.Listener
+	resolver *net.Resolver
+	space    func(string) (DiskSpace, error)
+	logs     func(LogStore) LogStore
 }
 
 // WithLogger sets the logger; without it the node logs to standard error as the configuration's [log] says.
@@ -41,6 +42,9 @@ func WithDiskSpace(look func(path string) (DiskSpace, error)) Option {
 
 // WithLogStore puts something between Raft and the store that it keeps its log in: a slow disk, or one that fails.
 func WithLogStore(wrap func(LogStore) LogStore) Option { return func(o *options) { o.logs = wrap } }
+
+// WithResolver looks up names of other nodes; without it the system's resolver does.
+func WithResolver(r *net.Resolver) Option { return func(o *options) { o.resolver = r } }
 
 // WithHTTPListener serves the public API on a listener that is open already. The node closes it.
 func WithHTTPListener(ln net.Listener) Option { return func(o *options) { o.http = ln } }

@@ -267,6 +267,7 @@ func (a advertisedAddr) String() string { return string(a) }
 type dialer struct {
 	creds   PeerCredentials
 	resolve func(nodeID string) (string, error) // to a host:port
+	net     net.Dialer
 	log     *slog.Logger
 	refused *refusals
 
@@ -275,8 +276,8 @@ type dialer struct {
 	closed bool
 }
 
-func newDialer(creds PeerCredentials, resolve func(string) (string, error), logger *slog.Logger) *dialer {
-	return &dialer{creds: creds, resolve: resolve, log: logger, refused: newRefusals(), open: make(map[*dialedConn]struct{})}
+func newDialer(creds PeerCredentials, resolve func(string) (string, error), names *net.Resolver, logger *slog.Logger) *dialer {
+	return &dialer{creds: creds, resolve: resolve, net: net.Dialer{Resolver: names}, log: logger, refused: newRefusals(), open: make(map[*dialedConn]struct{})}
 }
 
 // dialedConn is a raw connection that leaves the dialer's books when it is closed.
@@ -361,7 +362,7 @@ func (d *dialer) dial(ctx context.Context, target, proto string) (*tls.Conn, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	tcp, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	tcp, err := d.net.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}

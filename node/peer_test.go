@@ -54,7 +54,7 @@ func listenPeers(t *testing.T, creds PeerCredentials) (*peerListener, string) {
 
 func dialerOf(t *testing.T, creds PeerCredentials, address string) *dialer {
 	t.Helper()
-	d := newDialer(creds, func(string) (string, error) { return address, nil }, discard())
+	d := newDialer(creds, func(string) (string, error) { return address, nil }, nil, discard())
 	t.Cleanup(d.close)
 	return d
 }

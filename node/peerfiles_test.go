@@ -174,7 +174,7 @@ func TestPeerRefusals_BothLogsTell(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			d := newDialer(client, func(string) (string, error) { return address, nil }, dialledLog.logger())
+			d := newDialer(client, func(string) (string, error) { return address, nil }, nil, dialledLog.logger())
 			t.Cleanup(d.close)
 			target := address
 			if tt.other {
