@@ -35,6 +35,8 @@ var adminRoles = map[string]adminRole{
 	"POST /v1/cluster/remove":                    adminOperate,
 	"POST /v1/cluster/transfer-leader":           adminOperate,
 	"POST /v1/cluster/rotate-signing-key":        adminOperate,
+	"POST /v1/cluster/promote":                   adminOperate,
+	"POST /v1/cluster/demote":                    adminOperate,
 	"GET /v1/cluster/keyring":                    adminRead,
 	"POST /v1/cluster/keyring/install":           adminOperate,
 	"POST /v1/cluster/keyring/use":               adminOperate,

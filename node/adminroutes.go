@@ -23,6 +23,8 @@ func (a *adminServer) routes() []adminRoute {
 
 		{"GET /v1/cluster", adminRead, a.read(a.cluster)},
 		{"POST /v1/cluster/remove", adminOperate, adminChange(a, a.removeNode)},
+		{"POST /v1/cluster/promote", adminOperate, adminChange(a, a.promoteNode)},
+		{"POST /v1/cluster/demote", adminOperate, adminChange(a, a.demoteNode)},
 		{"POST /v1/cluster/transfer-leader", adminOperate, adminChange(a, a.transferLeader)},
 		{"POST /v1/cluster/rotate-signing-key", adminOperate, adminChangeOf(a, a.rotateSigningKey)},
 

@@ -36,18 +36,19 @@ type Config struct {
 
 	Gubernator GubernatorConfig `toml:"gubernator"`
 
-	Secrets SecretsConfig         `toml:"secrets"`
-	Log     LogConfig             `toml:"log"`
-	Raft    RaftConfig            `toml:"raft"`
-	Tracing TracingConfig         `toml:"tracing"`
-	Storage StorageConfig         `toml:"storage"`
-	Backup  BackupConfig          `toml:"backup"`
-	Limits  LimitsConfig          `toml:"limits"`
-	Auth    AuthConfig            `toml:"auth"`
-	OAuth   OAuthConfig           `toml:"oauth"`
-	Plans   map[string]RuleConfig `toml:"plans"`
-	Scopes  ScopesConfig          `toml:"scopes"`
-	Routes  []RouteConfig         `toml:"routes"`
+	Secrets    SecretsConfig         `toml:"secrets"`
+	Log        LogConfig             `toml:"log"`
+	Raft       RaftConfig            `toml:"raft"`
+	Tracing    TracingConfig         `toml:"tracing"`
+	Storage    StorageConfig         `toml:"storage"`
+	Backup     BackupConfig          `toml:"backup"`
+	Limits     LimitsConfig          `toml:"limits"`
+	Auth       AuthConfig            `toml:"auth"`
+	OAuth      OAuthConfig           `toml:"oauth"`
+	Plans      map[string]RuleConfig `toml:"plans"`
+	Scopes     ScopesConfig          `toml:"scopes"`
+	Routes     []RouteConfig         `toml:"routes"`
+	Membership MembershipConfig      `toml:"membership"`
 	// IdentityHeaders name what tells applications who asks.
 	IdentityHeaders IdentityHeadersConfig `toml:"identity_headers"`
 
@@ -212,6 +213,14 @@ type StorageConfig struct {
 	CriticalFreePercent int   `toml:"critical_free_percent"`
 	// AppendTimeout is how long one write of the Raft log may take until this node gives up leading.
 	AppendTimeout Duration `toml:"append_timeout"`
+}
+
+// MembershipConfig says who votes, and when the leader removes a member by itself.
+type MembershipConfig struct {
+	Voter             bool     `toml:"voter"`               // false: a node that joins listens and limits, without a vote
+	MinVoters         int      `toml:"min_voters"`          // what nobody goes below without --force, and the leader never
+	StabilizationTime Duration `toml:"stabilization_time"`  // for how long a node that joined answers before it votes
+	DeadServerCleanup Duration `toml:"dead_server_cleanup"` // after how long a dead member is removed; 0: never
 }
 
 // BackupConfig is the schedule of this node's backups, and whom all its backups are encrypted for.

@@ -54,6 +54,11 @@ func DefaultConfig() Config {
 			CriticalFreeBytes: 256 << 20, CriticalFreePercent: 4,
 			AppendTimeout: Duration(2 * time.Second),
 		},
+		Membership: MembershipConfig{
+			Voter: true, MinVoters: 3, StabilizationTime: Duration(10 * time.Second),
+			// Longer than a weekend: a machine that comes back after all finds its place.
+			DeadServerCleanup: Duration(72 * time.Hour),
+		},
 		Backup: BackupConfig{Interval: Duration(24 * time.Hour), Keep: 7},
 		Limits: LimitsConfig{
 			Anonymous:    perMinute(10),

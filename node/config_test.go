@@ -150,6 +150,20 @@ func TestLoadConfig_Minimal(t *testing.T) {
 	}
 }
 
+// An SRV record has as many targets as it has: how many form the cluster has to be said.
+func TestLoadConfig_SRVNeedsACount(t *testing.T) {
+	t.Parallel()
+	text := "initial_members = [\"srv:_peer._tcp.sluice.example\"]\npeer.listen = \"127.0.0.1:7100\"\n"
+	_, err := LoadConfig(write(t, text), secretVariables())
+	if err == nil || !strings.Contains(err.Error(), "initial_count: is missing") {
+		t.Errorf("without a count: %v", err)
+	}
+	cfg, err := LoadConfig(write(t, text+"initial_count = 3\n"), secretVariables())
+	if err != nil || cfg.InitialCount != 3 {
+		t.Errorf("with one: %v, %d", err, cfg.InitialCount)
+	}
+}
+
 func TestLoadConfig_PathsAreRelativeToTheFile(t *testing.T) {
 	t.Parallel()
 	path := write(t, minimal+"data_dir = \"data\"\nsecrets.cluster_file = \"c\"\nsecrets.key_file = \"k\"\n")
@@ -202,7 +216,11 @@ func TestLoadConfig_Mistakes(t *testing.T) {
 		{"text for a table", "raft = \"fast\"\n", 1, "raft: want a table, not \"fast\""},
 		{"text for a truth value", route + "strip_prefix = \"yes\"\n", 3, "want true or false"},
 		{"negative number", "[raft]\nsnapshot_threshold = -1\n", 2, "raft.snapshot_threshold: want a number of at least 0"},
-		{"form and join", "join = [\"127.0.0.1:9\"]\n", 1, "join: is set together with initial_members"},
+		{"srv record of no name", "join = [\"srv:a:7100\"]\n", 1, "join[0]: want the name of an SRV record"},
+		{"too many initial members", "initial_count = 16\n", 1, "initial_count: want 1 to 15, not 16"},
+		{"an initial member without a vote", "[membership]\nvoter = false\n", 2, "membership.voter: is of nodes that join"},
+		{"no voters", "[membership]\nmin_voters = 0\n", 2, "membership.min_voters: want 1 to 7, not 0"},
+		{"removed before it is dead", "[membership]\ndead_server_cleanup = \"5s\"\n", 2, "membership.dead_server_cleanup: 5s is shorter than limits.dead_after"},
 		{"no port", "[http]\nlisten = \"127.0.0.1\"\n", 2, "http.listen: want host:port"},
 		{"port out of range", "[http]\nlisten = \"127.0.0.1:70000\"\n", 2, "http.listen: want a port of"},
 		{"collision of wildcards", "[gossip]\nlisten = \":8080\"\nadvertise = \"10.0.0.1:8080\"\n", 2, "gossip.listen: :8080 collides with http.listen"},

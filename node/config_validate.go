@@ -36,6 +36,7 @@ func (c *Config) mistakes() []Mistake {
 	v.tracing()
 	v.storage()
 	v.backup()
+	v.membership()
 	v.limits()
 	v.auth()
 	v.oauth()
@@ -409,6 +410,19 @@ func (v *validator) storage() {
 			s.CriticalFreePercent, v.also("storage.low_free_percent"), s.LowFreePercent)
 	}
 	v.between("storage.append_timeout", s.AppendTimeout, Duration(100*time.Millisecond), Duration(time.Minute))
+}
+
+func (v *validator) membership() {
+	m := v.c.Membership
+	if !m.Voter && len(v.c.Join) == 0 {
+		v.fail("membership.voter", "is of nodes that join, and join is empty: initial members vote")
+	}
+	v.count("membership.min_voters", int64(m.MinVoters), 1, maxVoters)
+	v.between("membership.stabilization_time", m.StabilizationTime, 0, Duration(time.Hour))
+	v.between("membership.dead_server_cleanup", m.DeadServerCleanup, 0, 366*day)
+	if m.DeadServerCleanup != 0 && m.DeadServerCleanup < v.c.Limits.DeadAfter {
+		v.fail("membership.dead_server_cleanup", "%s is shorter than %s, which is %s; \"0s\" turns it off", m.DeadServerCleanup, v.also("limits.dead_after"), v.c.Limits.DeadAfter)
+	}
 }
 
 func (v *validator) backup() {

@@ -66,6 +66,7 @@ type consensus struct {
 	once         onceIn
 	leadership   broadcast // leader or state changed; re-read, never count
 	leaderMoves  atomic.Int64
+	cleaned      atomic.Int64 // dead members that this node removed as the leader
 	lastLeader   atomic.Pointer[string]
 	notify       chan bool
 	observed     chan raft.Observation

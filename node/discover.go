@@ -28,14 +28,14 @@ type discovery struct {
 	resolver *net.Resolver
 }
 
-// found is one address of an entry.
-type found struct {
+// endpoint is one address of an entry.
+type endpoint struct {
 	entry   string // as configured
 	address string // host:port to dial
 }
 
 // String names the entry and, where they differ, the address.
-func (f found) String() string {
+func (f endpoint) String() string {
 	if f.entry == f.address {
 		return f.address
 	}
@@ -47,17 +47,17 @@ func srvName(entry string) (name string, ok bool) { return strings.CutPrefix(ent
 
 // expand lists what an entry stands for now: each target of an SRV record under its own name, which is dialled as it is, and each
 // address of a host name. A list is sorted.
-func (d discovery) expand(ctx context.Context, entry string) ([]found, error) {
+func (d discovery) expand(ctx context.Context, entry string) ([]endpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
-	var out []found
+	var out []endpoint
 	if name, ok := srvName(entry); ok {
 		_, records, err := d.resolver.LookupSRV(ctx, "", "", name)
 		if err != nil {
 			return nil, fmt.Errorf("look up %s: %w", entry, err)
 		}
 		for _, r := range records {
-			out = append(out, found{entry: entry, address: net.JoinHostPort(strings.TrimSuffix(r.Target, "."), fmt.Sprint(r.Port))})
+			out = append(out, endpoint{entry: entry, address: net.JoinHostPort(strings.TrimSuffix(r.Target, "."), fmt.Sprint(r.Port))})
 		}
 	} else {
 		host, port, err := net.SplitHostPort(entry)
@@ -65,17 +65,17 @@ func (d discovery) expand(ctx context.Context, entry string) ([]found, error) {
 			return nil, fmt.Errorf("look up %s: %w", entry, err)
 		}
 		if _, err := netip.ParseAddr(host); err == nil {
-			return []found{{entry: entry, address: entry}}, nil
+			return []endpoint{{entry: entry, address: entry}}, nil
 		}
 		ips, err := d.resolver.LookupNetIP(ctx, "ip", host)
 		if err != nil {
 			return nil, fmt.Errorf("look up %s: %w", entry, err)
 		}
 		for _, ip := range ips {
-			out = append(out, found{entry: entry, address: net.JoinHostPort(ip.Unmap().String(), port)})
+			out = append(out, endpoint{entry: entry, address: net.JoinHostPort(ip.Unmap().String(), port)})
 		}
 	}
-	slices.SortFunc(out, func(a, b found) int { return strings.Compare(a.address, b.address) })
+	slices.SortFunc(out, func(a, b endpoint) int { return strings.Compare(a.address, b.address) })
 	out = slices.Compact(out)
 	if len(out) > maxDiscovered {
 		return nil, fmt.Errorf("look up %s: %d addresses, at most %d", entry, len(out), maxDiscovered)
@@ -84,8 +84,8 @@ func (d discovery) expand(ctx context.Context, entry string) ([]found, error) {
 }
 
 // expandAll is expand of several entries; what cannot be looked up is left out.
-func (d discovery) expandAll(ctx context.Context, entries []string) []found {
-	var out []found
+func (d discovery) expandAll(ctx context.Context, entries []string) []endpoint {
+	var out []endpoint
 	for _, entry := range entries {
 		list, err := d.expand(ctx, entry)
 		if err != nil {

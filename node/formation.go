@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -39,7 +40,7 @@ type former struct {
 	// count is how many nodes initial names; 0: as many as it has entries, each of them one.
 	count  int
 	others []string // who else may know of a cluster: it is joined where it exists already
-	expand func(ctx context.Context, entry string) ([]found, error)
+	expand func(ctx context.Context, entry string) ([]endpoint, error)
 	data   *dataDir
 	hello  func(ctx context.Context, address string) (helloReply, error)
 	learn  func(helloReply) // called with every answer
@@ -123,7 +124,7 @@ func (f *former) form(ctx context.Context) (*formation, error) {
 }
 
 type formationAnswer struct {
-	found
+	endpoint
 	reply helloReply
 	err   error
 	other bool // not of initial_members
@@ -145,7 +146,7 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 		if a.err != nil {
 			// One address of a node's may be of a network that does not lead there.
 			if !a.other && (f.count > 0 || !there[a.entry]) {
-				missing = append(missing, fmt.Sprintf("%s (%v)", a.found, rootCause(a.err)))
+				missing = append(missing, fmt.Sprintf("%s (%v)", a.endpoint, rootCause(a.err)))
 			}
 			continue
 		}
@@ -158,7 +159,7 @@ func (f *former) round(ctx context.Context) (done bool, err error) {
 		if agreed == nil && len(f.others) > 0 {
 			return false, errExists
 		}
-		return false, fmt.Errorf("%w: %s (%s) belongs to %s; to add this node to it, set join", ErrNotMember, a.found, a.reply.NodeID, a.reply.Formed)
+		return false, fmt.Errorf("%w: %s (%s) belongs to %s; to add this node to it, set join", ErrNotMember, a.endpoint, a.reply.NodeID, a.reply.Formed)
 	}
 	answers = slices.DeleteFunc(answers, func(a formationAnswer) bool { return a.other })
 	members := f.membersOf(answers, missing)
@@ -195,7 +196,7 @@ func (f *former) membersOf(answers []formationAnswer, missing []string) []member
 		f.setStatus("answers of %s", strings.Join(missing, ", "))
 		return nil
 	}
-	byID := make(map[string]found, len(answers))
+	byID := make(map[string]endpoint, len(answers))
 	byEntry := make(map[string]string, len(answers))
 	var members []member
 	ours := membersHash(f.initial, f.count)
@@ -207,17 +208,17 @@ func (f *former) membersOf(answers []formationAnswer, missing []string) []member
 			if f.count > 0 || other.entry == a.entry {
 				continue // a node may have several addresses
 			}
-			f.setStatus("initial_members to be mended: %s and %s are the same node", other, a.found)
+			f.setStatus("initial_members to be mended: %s and %s are the same node", other, a.endpoint)
 			return nil
 		}
-		byID[a.reply.NodeID] = a.found
+		byID[a.reply.NodeID] = a.endpoint
 		if other, twice := byEntry[a.entry]; twice && f.count == 0 {
 			f.setStatus("initial_count to be set: %s leads to several nodes, %s and %s", a.entry, other, a.reply.NodeID)
 			return nil
 		}
 		byEntry[a.entry] = a.reply.NodeID
 		if !slices.Equal(a.reply.Members, ours) {
-			f.setStatus("%s to be started with the same initial_members and initial_count as this node", a.found)
+			f.setStatus("%s to be started with the same initial_members and initial_count as this node", a.endpoint)
 			return nil
 		}
 		m := member{ID: a.reply.NodeID, Address: a.entry, Voter: true}
@@ -260,15 +261,15 @@ func (f *former) ask(ctx context.Context) []formationAnswer {
 	defer cancel()
 	var answers []formationAnswer
 	look := func(entry string, other bool) {
-		list, err := []found{{entry: entry, address: entry}}, error(nil)
+		list, err := []endpoint{{entry: entry, address: entry}}, error(nil)
 		if entry != f.address {
 			list, err = f.expand(ctx, entry)
 		}
 		if err != nil || len(list) == 0 {
-			answers = append(answers, formationAnswer{found: found{entry, entry}, err: cmp.Or(err, errNoAddress), other: other})
+			answers = append(answers, formationAnswer{endpoint: endpoint{entry, entry}, err: cmp.Or(err, errNoAddress), other: other})
 		}
 		for _, l := range list {
-			answers = append(answers, formationAnswer{found: l, other: other})
+			answers = append(answers, formationAnswer{endpoint: l, other: other})
 		}
 	}
 	for _, entry := range f.initial {
@@ -307,6 +308,8 @@ func rootCause(err error) error {
 	}
 	for {
 		switch e := err.(type) { //nolint:errorlint // this is the unwrapping itself
+		case *net.DNSError:
+			return errors.New(e.Err) // without the server that was asked
 		case interface{ Unwrap() error }:
 			if inner := e.Unwrap(); inner != nil {
 				err = inner
@@ -324,8 +327,9 @@ func rootCause(err error) error {
 
 // joiner takes a new node into a running cluster.
 type joiner struct {
+	self    string   // own advertised peer address, which a name of all nodes leads to as well
 	targets []string // entries of join
-	expand  func(ctx context.Context, entry string) ([]found, error)
+	expand  func(ctx context.Context, entry string) ([]endpoint, error)
 	join    func(ctx context.Context, target string, req joinRequest) (joinReply, error)
 	learn   func(joinReply)
 	log     *slog.Logger
@@ -363,6 +367,12 @@ func (j *joiner) ask(ctx context.Context, req func() joinRequest) (joinReply, er
 			if ctx.Err() != nil {
 				return joinReply{}, context.Cause(ctx)
 			}
+			var early *notYetError
+			if errors.As(err, &early) {
+				// The leader's own word, which others would only pass on.
+				j.setStatus("the leader to agree: %s", early.reason)
+				break
+			}
 			j.setStatus("the leader, by way of %s (%v)", target, rootCause(err))
 		}
 		select {
@@ -374,14 +384,18 @@ func (j *joiner) ask(ctx context.Context, req func() joinRequest) (joinReply, er
 }
 
 // look lists whom to ask now.
-func (j *joiner) look(ctx context.Context) []found {
-	var out []found
+func (j *joiner) look(ctx context.Context) []endpoint {
+	var out []endpoint
 	for _, entry := range j.targets {
 		list, err := j.expand(ctx, entry)
 		if err != nil && ctx.Err() == nil {
 			j.setStatus("%s to be looked up (%v)", entry, rootCause(err))
 		}
-		out = append(out, list...)
+		for _, e := range list {
+			if e.address != j.self && e.entry != j.self {
+				out = append(out, e)
+			}
+		}
 	}
 	return out
 }

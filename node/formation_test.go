@@ -22,12 +22,12 @@ type formers struct {
 // addresses are what a name stands for.
 type addresses []string
 
-func (a addresses) or(entry string) (list []found) {
+func (a addresses) or(entry string) (list []endpoint) {
 	if a == nil {
 		a = addresses{entry}
 	}
 	for _, address := range a {
-		list = append(list, found{entry: entry, address: address})
+		list = append(list, endpoint{entry: entry, address: address})
 	}
 	return list
 }
@@ -56,7 +56,7 @@ func (n *formers) start(t *testing.T, address string, initial ...string) *former
 	t.Cleanup(func() { data.close() })
 	f := &former{
 		self: data.NodeID, address: address, cluster: "test", initial: initial, data: data,
-		expand: func(_ context.Context, entry string) ([]found, error) { return n.names[entry].or(entry), nil },
+		expand: func(_ context.Context, entry string) ([]endpoint, error) { return n.names[entry].or(entry), nil },
 		hello:  n.hello, learn: func(helloReply) {}, log: discard(),
 	}
 	n.mu.Lock()

@@ -55,6 +55,8 @@ type gossip struct {
 
 	mu    sync.RWMutex
 	alive map[string]*memberlist.Node
+	lost  map[string]time.Time // since when nodes that were seen are not
+	began time.Time            // of start: what was never seen is lost since then
 
 	dropped, badPackets, received, sent atomic.Int64
 	old                                 atomic.Int64 // of the received: came before, by their number
@@ -98,7 +100,7 @@ func listenGossip(self, listen, advertise string, names discovery, clocks *clock
 	drainCtx, drain := context.WithCancel(ctx)
 	g := &gossip{
 		self: self, log: logger, transport: transport, address: address, clocks: clocks, discovery: names,
-		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node),
+		inbox: make(chan []byte, packetQueue), alive: make(map[string]*memberlist.Node), lost: make(map[string]time.Time),
 		ctx: ctx, stop: stop, drain: drain, drained: make(chan struct{}),
 	}
 	// What comes before there is a memberlist is dropped, not kept for it.
@@ -176,6 +178,9 @@ func (g *gossip) start(clusterID string, keys [][]byte, members func() []nodeAdd
 		return fmt.Errorf("start gossip: %w", err)
 	}
 	g.list = list
+	g.mu.Lock()
+	g.began = time.Now()
+	g.mu.Unlock()
 	g.started.Store(true)
 	g.wg.Go(func() { g.deliver(known) })
 	g.wg.Go(func() { g.rejoin(members) })
@@ -352,6 +357,19 @@ func (g *gossip) isAlive(id string) bool {
 	return g.alive[id] != nil
 }
 
+// lostFor is for how long the node has not been seen, since this one started at the most; 0 where it is seen.
+func (g *gossip) lostFor(id string) time.Duration {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.alive[id] != nil || g.began.IsZero() {
+		return 0
+	}
+	if since, ok := g.lost[id]; ok {
+		return time.Since(since)
+	}
+	return time.Since(g.began)
+}
+
 // seen counts the nodes that gossip sees, this one included.
 func (g *gossip) seen() int {
 	g.mu.RLock()
@@ -418,6 +436,7 @@ func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
 	node := *n
 	e.mu.Lock()
 	e.alive[n.Name] = &node
+	delete(e.lost, n.Name)
 	e.mu.Unlock()
 	if n.Name != e.self {
 		e.log.Info("node seen", "peer", n.Name, "address", n.Address())
@@ -428,6 +447,7 @@ func (e *gossipEvents) NotifyJoin(n *memberlist.Node) {
 func (e *gossipEvents) NotifyLeave(n *memberlist.Node) {
 	e.mu.Lock()
 	delete(e.alive, n.Name)
+	e.lost[n.Name] = time.Now()
 	e.mu.Unlock()
 	e.clocks.forget(n.Name)
 	if n.Name != e.self {

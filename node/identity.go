@@ -63,6 +63,8 @@ type membership struct {
 	Version   int    `json:"version"`
 	ClusterID string `json:"cluster_id"`
 	JoinedAt  int64  `json:"joined_at"`
+	// Settled: this node has asked for its vote, or wanted none. From then on operators decide whether it votes.
+	Settled bool `json:"settled,omitempty"`
 }
 
 // dataDir is an opened, locked data directory. Not safe for concurrent use but for the paths.
@@ -212,8 +214,18 @@ func (d *dataDir) setLeft(heir string, now time.Time) error {
 func (d *dataDir) setFormation(f *formation) error { return d.write(formationFile, f) }
 
 // setMembership persists the marker.
-func (d *dataDir) setMembership(clusterID string, now time.Time) error {
-	return d.write(memberFile, &membership{Version: 1, ClusterID: clusterID, JoinedAt: now.UnixMilli()})
+func (d *dataDir) setMembership(clusterID string, now time.Time, settled bool) error {
+	return d.write(memberFile, &membership{Version: 1, ClusterID: clusterID, JoinedAt: now.UnixMilli(), Settled: settled})
+}
+
+// settle notes that the node is done with joining.
+func (d *dataDir) settle() error {
+	m, err := d.membership()
+	if err != nil || m == nil || m.Settled {
+		return err
+	}
+	m.Settled = true
+	return d.write(memberFile, m)
 }
 
 // read decodes a file strictly; found is false where there is none.

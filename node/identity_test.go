@@ -27,7 +27,7 @@ func TestOpenDataDir(t *testing.T) {
 	if inc, err := first.nextIncarnation(); err != nil || inc != 1 {
 		t.Errorf("first incarnation is %d, %v", inc, err)
 	}
-	if err := first.setMembership("clu_1", time.Now()); err != nil {
+	if err := first.setMembership("clu_1", time.Now(), true); err != nil {
 		t.Fatal(err)
 	}
 	if err := first.close(); err != nil {

@@ -369,7 +369,9 @@ func (n *Node) removeSelf(ctx context.Context, req leaveRequest) error {
 func (n *Node) isRemoved(ctx context.Context) bool {
 	for _, h := range n.askMembers(ctx, n.members()) {
 		r := h.reply
-		if h.err != nil || r.NodeID == n.data.NodeID || r.LeaderID != r.NodeID || r.Formed != n.clusterID() || len(r.Servers) == 0 {
+		if h.err != nil || r.NodeID == n.data.NodeID || r.LeaderID != r.NodeID || r.Formed != n.clusterID() || len(r.Servers) == 0 ||
+			r.Applied < n.fsm.AppliedIndex() { // a leader of before, perhaps, from whose time this node is not
+
 			continue
 		}
 		if !slices.ContainsFunc(r.Servers, func(m member) bool { return m.ID == n.data.NodeID }) {

@@ -39,7 +39,7 @@ func (n *Node) newFormer(logger *slog.Logger) {
 		data: n.data, hello: n.rpc.hello, learn: n.learn, log: logger,
 	}
 	n.joiner = &joiner{
-		targets: n.cfg.Join, expand: n.discovery.expand, log: logger,
+		self: n.peerAddress, targets: n.cfg.Join, expand: n.discovery.expand, log: logger,
 		join: func(ctx context.Context, target string, req joinRequest) (joinReply, error) {
 			reply, err := n.rpc.join(ctx, target, req)
 			if errors.Is(err, errNotLeader) {
@@ -127,38 +127,42 @@ func (n *Node) forms() bool {
 	return len(initial) > 0 && (n.cfg.InitialCount > 0 || len(n.cfg.Join) == 0 || slices.Contains(initial, n.peerAddress))
 }
 
-// finishJoin makes a node that was taken in a voter, once it has caught up. A node that was stopped in between goes on
-// where it was.
+// finishJoin makes a node that was taken in a voter, once it has caught up, unless it is to listen only. A node that was stopped in
+// between goes on where it was.
 func (n *Node) finishJoin(ctx context.Context, k *consensus, found foundCluster) error {
 	if found.joining {
 		n.joinStatus("the log up to entry %d", found.joinIndex)
 		if err := n.fsm.WaitApplied(ctx, found.joinIndex); err != nil {
 			return err
 		}
-		if err := n.data.setMembership(found.clusterID, n.opts.clock()); err != nil {
+		if err := n.data.setMembership(found.clusterID, n.opts.clock(), false); err != nil {
 			return err
-		}
-	} else {
-		servers, err := k.servers()
-		if err != nil {
-			return err
-		}
-		unfinished := false
-		for _, s := range servers {
-			unfinished = unfinished || (s.ID == n.data.NodeID && !s.Voter)
-		}
-		if !unfinished || len(n.cfg.Join) == 0 {
-			return nil
 		}
 	}
-	_, err := n.joiner.ask(ctx, func() joinRequest {
-		return n.joinRequest(joinRequest{Voter: true, Applied: n.fsm.AppliedIndex()})
-	})
+	mark, err := n.data.membership()
 	if err != nil {
 		return err
 	}
-	n.log.Info("joined the cluster", "cluster_id", found.clusterID)
-	return nil
+	servers, err := k.servers()
+	if err != nil {
+		return err
+	}
+	votes := slices.ContainsFunc(servers, func(s member) bool { return s.ID == n.data.NodeID && s.Voter })
+	if votes && !n.cfg.Membership.Voter {
+		n.log.Warn("this node votes, though membership.voter is false: that is asked for when a node joins; sluice cluster demote changes it")
+	}
+	if mark != nil && !mark.Settled && !votes && n.cfg.Membership.Voter && len(n.cfg.Join) > 0 {
+		_, err = n.joiner.ask(ctx, func() joinRequest {
+			return n.joinRequest(joinRequest{Voter: true, Applied: n.fsm.AppliedIndex()})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if found.joining {
+		n.log.Info("joined the cluster", "cluster_id", found.clusterID)
+	}
+	return n.data.settle()
 }
 
 func (n *Node) joinStatus(format string, args ...any) { n.joiner.setStatus(format, args...) }
@@ -353,8 +357,11 @@ func (p *peerCalls) serveJoin(ctx context.Context, caller string, req joinReques
 	case voters >= maxVoters:
 		// It goes on listening: a larger quorum would only make writes slower.
 	case req.Applied+maxLag < k.raft.LastIndex():
-		return joinReply{}, errUnavailable
+		return joinReply{}, &notYetError{reason: fmt.Sprintf("it is %d entries behind", k.raft.LastIndex()-req.Applied)}
 	default:
+		if err := n.stable(caller); err != nil {
+			return joinReply{}, err
+		}
 		future := k.raft.AddVoter(raft.ServerID(caller), raft.ServerAddress(req.Address), 0, enqueueTimeout)
 		if err := k.await(ctx, future); err != nil {
 			return joinReply{}, classify(err)

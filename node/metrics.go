@@ -92,7 +92,7 @@ func (o *samples) outcomes(policy string, admitted, refused, undecided uint64) {
 func (n *Node) writeMetrics(w io.Writer) error {
 	s := n.scrape()
 	var out samples
-	for _, m := range slices.Concat(metrics, storageMetrics, requestMetrics, traceMetrics, backupMetrics, transportMetrics, adminMetrics, secretsMetrics, diskMetrics, queueMetrics) {
+	for _, m := range slices.Concat(metrics, membershipMetrics, storageMetrics, requestMetrics, traceMetrics, backupMetrics, transportMetrics, adminMetrics, secretsMetrics, diskMetrics, queueMetrics) {
 		fmt.Fprintf(&out.w, "# HELP %s %s\n# TYPE %s %s\n", m.name, m.help, m.name, m.kind)
 		out.name = m.name
 		m.read(s, &out)

@@ -73,6 +73,7 @@ type Node struct {
 	tracing   *tracing.Tracing // nil where nothing is traced
 	admin     *adminServer
 	limits    limits
+	probation probation
 	settings  settings
 	keyring   keyring
 	// certificates is the public listener's, grpcCertificates that of the listener for gRPC, adminCertificates the operators'; nil for
@@ -346,7 +347,7 @@ func (n *Node) form(ctx context.Context) error {
 	n.consensus.Store(k)
 	n.formedID.Store(&found.clusterID)
 	if found.bootstrap != nil {
-		if err := n.data.setMembership(found.clusterID, n.opts.clock()); err != nil {
+		if err := n.data.setMembership(found.clusterID, n.opts.clock(), true); err != nil {
 			return err
 		}
 	}
@@ -361,7 +362,13 @@ func (n *Node) form(ctx context.Context) error {
 		self: n.data.NodeID, k: k, barriers: n.barriers, gossip: n.gossip, clocks: n.clocks,
 		lease: time.Duration(n.cfg.Limits.Lease), deadAfter: time.Duration(n.cfg.Limits.DeadAfter),
 		maxSkew: time.Duration(n.cfg.Limits.MaxClockSkew), keep: max(minRosterKeep, 2*longestWindow),
-		now: n.opts.clock, maintain: n.api.Maintain, log: n.log.With("component", "leader"),
+		now: n.opts.clock, maintain: n.api.Maintain,
+		probation: &n.probation, record: n.record,
+		cleaner: cleaner{
+			after: time.Duration(n.cfg.Membership.DeadServerCleanup), minVoters: n.cfg.Membership.MinVoters,
+			dead: func(id string) time.Duration { return n.deadFor(k, id) },
+		},
+		log: n.log.With("component", "leader"),
 	}
 	n.wg.Go(func() { o.run(ctx) })
 	n.wg.Go(func() { n.announce(ctx) })
@@ -499,9 +506,13 @@ func (n *Node) announced() bool {
 	})
 }
 
+// removalLook is how long no leader is known before the others are asked whether this node is still one of them.
+const removalLook = 3 * time.Second
+
 // watchRemoval ends the node where the cluster removed it: Raft then shuts itself down, and the process must not live on
 // as if nothing had happened.
 func (n *Node) watchRemoval(ctx context.Context, k *consensus) {
+	leaderless := time.Now()
 	for {
 		changed := k.leadership.wait()
 		if k.raft.State() == raft.Shutdown {
@@ -509,6 +520,16 @@ func (n *Node) watchRemoval(ctx context.Context, k *consensus) {
 				n.fail(ErrRemoved)
 			}
 			return
+		}
+		// Who was removed while it was down is told by nobody.
+		if k.leader() != "" {
+			leaderless = time.Now()
+		} else if time.Since(leaderless) > removalLook && !n.leaving.begun() {
+			if n.isRemoved(ctx) && ctx.Err() == nil {
+				n.fail(ErrRemoved)
+				return
+			}
+			leaderless = time.Now()
 		}
 		select {
 		case <-changed:

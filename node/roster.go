@@ -34,6 +34,9 @@ type office struct {
 	keep      time.Duration
 	now       func() time.Time
 	maintain  func(ctx context.Context) error
+	probation *probation
+	cleaner   cleaner
+	record    func(ctx context.Context, events ...state.AuditEvent)
 	log       *slog.Logger
 
 	abdicated time.Time // monotonic
@@ -138,6 +141,10 @@ func (o *office) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	o.probation.look(time.Now(), servers, func(id string) bool {
+		_, silent := o.k.silentSince(id)
+		return !silent
+	})
 	if err := o.keepNodes(ctx, servers); err != nil {
 		return err
 	}
@@ -145,8 +152,10 @@ func (o *office) round(ctx context.Context) error {
 		return err
 	}
 	until := o.now().Add(o.lease).UnixMilli()
-	_, err = o.barriers.commit(ctx, state.Horizon{Until: until, Leader: o.self})
-	return err
+	if _, err := o.barriers.commit(ctx, state.Horizon{Until: until, Leader: o.self}); err != nil {
+		return err
+	}
+	return o.cleanUp(ctx, servers)
 }
 
 // propose applies one of the leader's own commands.

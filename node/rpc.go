@@ -147,6 +147,7 @@ type peerService interface {
 	serveTransfer(ctx context.Context, caller string, req transferRequest) error
 	// serveKeyring says what this node's gossip goes by.
 	serveKeyring() keyringReply
+	serveVote(ctx context.Context, caller string, req voteRequest) error
 }
 
 var rpcDecoding = func() cbor.DecMode {
@@ -182,6 +183,7 @@ func newRPCServer(service peerService, creds PeerCredentials, calls *slots, trac
 	}))
 	s.registerLeave(mux)
 	s.registerKeyring(mux)
+	s.registerVote(mux)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	return &http.Server{
@@ -330,6 +332,10 @@ func (s *rpcServer) fail(w http.ResponseWriter, err error) {
 		w.Header().Set(headerLeader, s.service.leaderID())
 	case errors.Is(err, errUnavailable):
 		outcome, status = outcomeUnavailable, http.StatusServiceUnavailable
+		var early *notYetError
+		if errors.As(err, &early) {
+			text = early.reason
+		}
 	case errors.As(err, &refused):
 		outcome, status, text = outcomeRefused, http.StatusConflict, refused.reason
 	}
@@ -403,6 +409,9 @@ func (c *rpcClient) callFrom(ctx context.Context, target, method, path string, b
 	case outcomeNotLeader:
 		return nil, "", &leaderHint{leaderID: resp.Header.Get(headerLeader)}
 	case outcomeUnavailable:
+		if len(text) > 0 {
+			return nil, "", &notYetError{reason: string(text)}
+		}
 		return nil, "", errUnavailable
 	case outcomeRefused:
 		return nil, "", &refusedError{reason: string(text)}

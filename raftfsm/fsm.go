@@ -310,6 +310,8 @@ func (f *FSM) dispatch(b *batch, command state.Command) state.Result {
 		return linkIdentity(b, c)
 	case state.UnlinkIdentity:
 		return unlinkIdentity(b, c)
+	case state.RecoverCluster:
+		return recoverCluster(b, c)
 	case state.PutSettings:
 		return putSettings(b, c)
 	case state.PutGossipKeyring:

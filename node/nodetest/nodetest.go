@@ -35,6 +35,7 @@ type Cluster struct {
 	change  func(i int, cfg *node.Config)
 	clock   func(i int) func() time.Time
 	options func(i int) []node.Option
+	names   *net.Resolver
 	Members []*Member
 	logs    *logBuffer
 }
@@ -84,6 +85,9 @@ func WithClock(clock func(i int) func() time.Time) Option {
 func WithOptions(options func(i int) []node.Option) Option {
 	return func(c *Cluster) { c.options = options }
 }
+
+// WithResolver has all members look up names with r.
+func WithResolver(r *net.Resolver) Option { return func(c *Cluster) { c.names = r } }
 
 // New prepares n members whose initial_members are all of them, without starting any.
 func New(t testing.TB, n int, opts ...Option) *Cluster {
@@ -169,6 +173,7 @@ func (c *Cluster) add() *Member {
 	cfg.Raft.HeartbeatTimeout = node.Duration(500 * time.Millisecond)
 	cfg.Raft.ElectionTimeout = node.Duration(500 * time.Millisecond)
 	cfg.Limits.MaxBuckets = 4096
+	cfg.Membership.StabilizationTime = node.Duration(100 * time.Millisecond)
 	m.peer = c.listen("0")
 	m.http = c.listen("0")
 	cfg.Peer.Listen = m.peer.Addr().String()
@@ -247,6 +252,9 @@ func (c *Cluster) Open(i int) (*node.Node, error) {
 		node.WithLogger(logger.With("member", i)), node.WithVersion("test"),
 		node.WithPeerListener(m.peer), node.WithHTTPListener(m.http),
 		node.WithFatal(func(err error) { c.t.Errorf("node %d: fatal: %v", i, err) }),
+	}
+	if c.names != nil {
+		opts = append(opts, node.WithResolver(c.names))
 	}
 	if c.clock != nil {
 		opts = append(opts, node.WithClock(c.clock(i)))

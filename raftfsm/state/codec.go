@@ -128,6 +128,7 @@ var decoders = map[uint16]func([]byte) (Command, error){
 
 	TypeRotateSecretsKey: decodeAs[RotateSecretsKey],
 	TypeReseal:           decodeAs[Reseal],
+	TypeRecoverCluster:   decodeAs[RecoverCluster],
 }
 
 func decodeAs[T Command](data []byte) (Command, error) {

@@ -41,6 +41,7 @@ var samples = []state.Command{
 	&state.RaiseLevel{},
 	&state.PutGossipKeyring{},
 	&state.RotateSecretsKey{}, &state.Reseal{},
+	&state.RecoverCluster{},
 }
 
 // fill sets every field of v to something that is not zero and depends on nothing but the order of the fields.

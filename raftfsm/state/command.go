@@ -69,6 +69,7 @@ const (
 
 	TypeRotateSecretsKey uint16 = 47
 	TypeReseal           uint16 = 48
+	TypeRecoverCluster   uint16 = 49
 )
 
 // InitCluster sets the replicated secrets. The first one wins; a later one is refused with CodeConflict.

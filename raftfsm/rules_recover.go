@@ -1,0 +1,46 @@
+package raftfsm
+
+import (
+	"slices"
+
+	"sluice/raftfsm/state"
+)
+
+func recoverCluster(b *batch, c state.RecoverCluster) state.Result {
+	if c.ClusterID == "" || len(c.ClusterID) > maxID || c.ClusterID == c.Previous || !validID(c.Node) || len(c.Lost) > maxNodes {
+		return refuse(state.CodeInvalid)
+	}
+	for i, node := range c.Lost {
+		if !validID(node) || node == c.Node || slices.Contains(c.Lost[:i], node) {
+			return refuse(state.CodeInvalid)
+		}
+	}
+	secrets := load[state.ClusterSecrets](b, keySecrets)
+	if secrets == nil || secrets.ClusterID != c.Previous {
+		return refuse(state.CodeConflict)
+	}
+	secrets.ClusterID = c.ClusterID
+	b.store(keySecrets, *secrets)
+
+	limiter := loadLimiter(b)
+	// A cluster that nobody was in but this node has no windows that others may have opened. (It has no use for this either.)
+	if len(limiter.Rosters) > 0 && len(c.Lost) > 0 {
+		lost := slices.Sorted(slices.Values(c.Lost))
+		limiter.Rosters = append(limiter.Rosters, state.Roster{Index: b.at.index, From: limiter.Horizon, Nodes: lost})
+	}
+	limiter.Horizon = max(limiter.Horizon, c.Until)
+	b.store(keyLimiter, limiter)
+
+	for _, id := range c.Lost {
+		node := load[state.NodeInfo](b, key1(prefixNode, id))
+		if node == nil || node.RemovedAt != 0 {
+			continue
+		}
+		node.RemovedAt = b.at.time
+		b.store(key1(prefixNode, id), *node)
+	}
+	b.raise = true
+	b.announce = true
+	audit(b, c.Audit)
+	return state.Result{}
+}
