@@ -112,8 +112,12 @@ func (d discovery) numeric(ctx context.Context, address string) (string, error) 
 // at once at other addresses, and then none can tell another one where it is.
 func (n *Node) rediscover(ctx context.Context) {
 	entries := slices.Concat(n.cfg.InitialMembers, n.cfg.Join)
-	var last time.Time
+	var last, told time.Time
 	for pause(ctx, rediscoverLook) {
+		if time.Since(told) >= rejoinInterval {
+			n.tellLost()
+			told = time.Now()
+		}
 		if time.Since(last) < rediscoverInterval || !n.missesSomebody() {
 			continue
 		}
@@ -121,16 +125,21 @@ func (n *Node) rediscover(ctx context.Context) {
 			if f.address == n.peerAddress || f.entry == n.peerAddress {
 				continue
 			}
-			n.wg.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, formationTimeout)
-				defer cancel()
-				if reply, err := n.rpc.hello(ctx, f.address); err == nil {
-					n.learn(reply)
-				}
-			})
+			n.greet(f.address)
 		}
 		last = time.Now()
 	}
+}
+
+// greet says hello to whoever is at an address, and learns who that is.
+func (n *Node) greet(address string) {
+	n.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(n.ctx, formationTimeout)
+		defer cancel()
+		if reply, err := n.rpc.hello(ctx, address); err == nil {
+			n.learn(reply)
+		}
+	})
 }
 
 // missesSomebody says whether no leader is known, or a member is not heard of.

@@ -252,6 +252,8 @@ func (p *peerCalls) hello() helloReply {
 func (p *peerCalls) clusterID() string { return (*Node)(p).clusterID() }
 func (p *peerCalls) leaderID() string  { return (*Node)(p).LeaderID() }
 
+func (p *peerCalls) otherCluster(caller, id string) { (*Node)(p).otherCluster(caller, id) }
+
 func (p *peerCalls) heard(a nodeAddr) { p.book.hear(a) }
 
 // isMember refuses those whom the configuration does not have. Only the leader's is surely the newest, and only the

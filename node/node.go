@@ -107,6 +107,7 @@ type Node struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // form and all the loops
 	ready  chan struct{}
+	once   onceIn
 
 	serveErr  chan error // the public listener's end
 	leaving   leaving
@@ -215,6 +216,9 @@ func (n *Node) openStores() error {
 	if err := os.RemoveAll(filepath.Join(n.data.path, restoreDir)); err != nil {
 		return fmt.Errorf("remove what is left of a restore: %w", err)
 	}
+	if err := n.data.unfinishedRecovery(); err != nil {
+		return err
+	}
 	n.log = nodeLogger(n.opts.logger, n.data.NodeID, n.cfg.Name)
 	if err := n.openPeerCredentials(); err != nil {
 		return err
@@ -272,7 +276,7 @@ func (n *Node) listen() error {
 	}
 	n.dialer = newDialer(n.creds, n.book.peer, n.opts.resolver, peerLog)
 	n.rpc = &rpcClient{
-		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks, identity: n.creds.Identity,
+		http: newRPCClient(n.dialer), clusterID: n.clusterID, clocks: n.clocks, identity: n.creds.Identity, otherCluster: n.otherCluster,
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
 	}
 	n.newFormer(peerLog)
@@ -329,9 +333,11 @@ func (n *Node) form(ctx context.Context) error {
 	if found.formation != nil {
 		n.book.setServers(found.formation.Members)
 	}
+	proto := raftProto(found.clusterID)
+	n.peers.raftProto.Store(&proto)
 	k, err := openConsensus(consensusConfig{
 		self: n.data.NodeID, dir: dir, raft: n.cfg.Raft,
-		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer, standBack: &n.standBack},
+		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer, standBack: &n.standBack, proto: proto},
 		fsm:       n.fsm,
 		log:       n.log,
 		fatal:     n.opts.fatal,
@@ -339,7 +345,7 @@ func (n *Node) form(ctx context.Context) error {
 		member:    found.member,
 		may:       n.mayCommit,
 		storage:   n.storage, wrap: n.opts.logs,
-		cut: func() { n.dialer.cut(protoRaft) }, standBack: &n.standBack,
+		cut: func() { n.dialer.cut(proto) }, standBack: &n.standBack,
 	})
 	if err != nil {
 		return err

@@ -34,6 +34,8 @@ type peerListener struct {
 	raft  chan net.Conn // to Accept of the stream layer
 	rpc   chan net.Conn // to Accept of the HTTP server
 
+	raftProto atomic.Pointer[string] // nil before the cluster is known: nobody speaks Raft here then
+
 	ctx     context.Context
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -135,6 +137,12 @@ func (p *peerListener) accept() {
 func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
 	config := withClaims(p.creds.ServerConfig())
 	config.NextProtos = []string{protoRaft, protoRPC}
+	own := protoRaft
+	if p := p.raftProto.Load(); p != nil && *p != protoRaft {
+		// The plain one is offered all the same, so that a node of before the recovery can be told apart from a stranger.
+		own = *p
+		config.NextProtos = []string{own, protoRaft, protoRPC}
+	}
 	tlsConn := tls.Server(conn, config)
 	ctx, cancel := context.WithTimeout(p.ctx, handshakeTimeout)
 	defer cancel()
@@ -152,6 +160,9 @@ func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if state.NegotiatedProtocol == protoRaft && own != protoRaft {
+		return nil, fmt.Errorf("%s: %w", id.NodeID, errOlderCluster)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.byPeer[id.NodeID] >= maxConnsPerPeer {
@@ -165,7 +176,7 @@ func (p *peerListener) handshake(conn *countedConn) (*tls.Conn, error) {
 // deliver hands a connection to its protocol's server, or closes it where that one is not there.
 func (p *peerListener) deliver(conn *tls.Conn) {
 	to := p.rpc
-	if conn.ConnectionState().NegotiatedProtocol == protoRaft {
+	if conn.ConnectionState().NegotiatedProtocol != protoRPC {
 		to = p.raft
 	}
 	timer := time.NewTimer(handshakeTimeout)
@@ -405,6 +416,7 @@ type streamLayer struct {
 	dialer *dialer
 	// standBack: this node stands back from leading; see consensus.retire.
 	standBack *atomic.Bool
+	proto     string // of the cluster
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -416,7 +428,7 @@ func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (n
 	if s.standBack.Load() {
 		return nil, errStandsBack
 	}
-	conn, err := s.dialer.dial(ctx, string(address), protoRaft)
+	conn, err := s.dialer.dial(ctx, string(address), s.proto)
 	if err != nil {
 		return nil, err
 	}

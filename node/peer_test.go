@@ -284,6 +284,7 @@ func (f *fakeService) serveKeyring() keyringReply                               
 func (f *fakeService) serveApplied(context.Context, uint64) error                   { return nil }
 func (f *fakeService) serveLeave(context.Context, string, leaveRequest) error       { return nil }
 func (f *fakeService) serveRemove(context.Context, string, removeRequest) error     { return nil }
+func (f *fakeService) otherCluster(string, string)                                  {}
 func (f *fakeService) serveVote(context.Context, string, voteRequest) error         { return nil }
 func (f *fakeService) serveTransfer(context.Context, string, transferRequest) error { return nil }
 func (f *fakeService) serveBequest(context.Context, string, bequestPart) (bequestReply, error) {

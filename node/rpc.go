@@ -131,6 +131,8 @@ type peerService interface {
 	clusterID() string
 	leaderID() string
 	heard(nodeAddr) // what the caller says of itself
+	// otherCluster is told of a caller that belongs to another cluster, by its id.
+	otherCluster(caller, clusterID string)
 	serveForward(ctx context.Context, caller string, envelope []byte) (state.Result, error)
 	serveBarrier(ctx context.Context, caller string, patience time.Duration) (uint64, error)
 	serveJoin(ctx context.Context, caller string, req joinRequest) (joinReply, error)
@@ -219,7 +221,9 @@ func (s *rpcServer) guard(next http.Handler) http.Handler {
 			return
 		}
 		if theirs, ours := r.Header.Get(headerClusterID), s.service.clusterID(); theirs != "" && ours != "" && theirs != ours {
+			w.Header().Set(headerClusterID, ours)
 			s.fail(w, &refusedError{reason: errOtherCluster.Error() + ": " + theirs})
+			s.service.otherCluster(id.NodeID, theirs)
 			return
 		}
 		if peer, gossip := r.Header.Get(headerPeer), r.Header.Get(headerGossip); len(peer) <= 255 && len(gossip) <= 255 {
@@ -352,6 +356,8 @@ type rpcClient struct {
 	clocks    *clocks // nil: clocks are not compared
 	// identity reads whose certificate a connection is by; nil: what a node says of itself is not compared with it.
 	identity func(tls.ConnectionState) (PeerIdentity, error)
+	// otherCluster is told of a peer that refused a call since it belongs to another cluster; nil: nobody is.
+	otherCluster func(peer, clusterID string)
 }
 
 // call sends one request and returns the body of an answer that says it was done.
@@ -414,6 +420,9 @@ func (c *rpcClient) callFrom(ctx context.Context, target, method, path string, b
 		}
 		return nil, "", errUnavailable
 	case outcomeRefused:
+		if theirs := resp.Header.Get(headerClusterID); theirs != "" && c.otherCluster != nil {
+			c.otherCluster(target, theirs)
+		}
 		return nil, "", &refusedError{reason: string(text)}
 	default:
 		if resp.StatusCode == http.StatusNotFound {
