@@ -26,10 +26,15 @@ type ClusterStatus struct {
 	CommitIndex uint64       `json:"commit_index"`
 	Horizon     *time.Time   `json:"horizon"` // windows that begin before it may be opened
 	Roster      RosterStatus `json:"roster"`
-	Nodes       []NodeStatus `json:"nodes"`    // by id
-	Leaves      []LeaveEntry `json:"leaves"`   // of nodes whose shares count in windows that may be open
-	Level       uint64       `json:"level"`    // what all members' versions can read (state.Level)
-	Problems    []string     `json:"problems"` // of the cluster as a whole; those of nodes stand there
+	Nodes       []NodeStatus `json:"nodes"`  // by id
+	Leaves      []LeaveEntry `json:"leaves"` // of nodes whose shares count in windows that may be open
+	Level       uint64       `json:"level"`  // what all members' versions can read (state.Level)
+	// Voters and how many of them answered just now; MayFail more may stop doing so before there is no majority.
+	Voters          int      `json:"voters"`
+	VotersAnswering int      `json:"voters_answering"`
+	MayFail         int      `json:"may_fail"`
+	Problems        []string `json:"problems"` // of the cluster as a whole; those of nodes stand there
+	Advice          []string `json:"advice"`   // what to do, the most urgent first; some of it about what is no problem yet
 	// Secrets is how secrets at rest are sealed; its problems are among Problems.
 	Secrets *SecretsStatus `json:"secrets,omitempty"`
 }
@@ -73,7 +78,7 @@ func (a *adminServer) cluster(r *http.Request) (any, error) { return a.node.clus
 func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 	s := ClusterStatus{
 		Cluster: n.cfg.Cluster, ClusterID: n.clusterID(), AnsweredBy: n.data.NodeID, Leader: n.LeaderID(),
-		Nodes: []NodeStatus{}, Leaves: []LeaveEntry{}, Problems: []string{}, Roster: RosterStatus{Nodes: []string{}},
+		Nodes: []NodeStatus{}, Leaves: []LeaveEntry{}, Problems: []string{}, Advice: []string{}, Roster: RosterStatus{Nodes: []string{}},
 		Level: n.fsm.Level(),
 	}
 	limits := n.fsm.Limiter()
@@ -166,6 +171,8 @@ func (n *Node) clusterStatus(ctx context.Context) (ClusterStatus, error) {
 	secrets := n.secretsOf(members, hellos)
 	s.Secrets = &secrets
 	s.Problems = append(s.Problems, secrets.Problems...)
+	s.Voters, s.VotersAnswering = voters, alive
+	s.advise()
 	if voters > 0 && alive < voters/2+1 {
 		s.Problems = append(s.Problems, fmt.Sprintf("%d of %d voters answer: no majority", alive, voters))
 	}

@@ -119,7 +119,7 @@ func (p *peerCalls) serveVote(ctx context.Context, caller string, req voteReques
 	if target.Voter == req.Voter {
 		return nil // perhaps by an earlier try
 	}
-	event := "cluster.node_promoted"
+	event := operatorEvent("cluster.node_promoted", target.ID, n.opts.clock(), "asked_by", req.By)
 	var future raft.IndexFuture
 	if req.Voter {
 		if err := n.mayPromote(ctx, k, servers, target, req.Force); err != nil {
@@ -127,7 +127,7 @@ func (p *peerCalls) serveVote(ctx context.Context, caller string, req voteReques
 		}
 		future = k.raft.AddVoter(raft.ServerID(target.ID), raft.ServerAddress(target.Address), 0, enqueueTimeout)
 	} else {
-		event = "cluster.node_demoted"
+		event = operatorEvent("cluster.node_demoted", target.ID, n.opts.clock(), "asked_by", req.By)
 		if err := n.mayDemote(ctx, servers, target, req.Force); err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func (p *peerCalls) serveVote(ctx context.Context, caller string, req voteReques
 		return classify(err)
 	}
 	n.log.Info("vote changed", "member", target.ID, "votes", req.Voter, "asked_by", req.By)
-	n.record(ctx, operatorEvent(event, target.ID, n.opts.clock(), "asked_by", req.By))
+	n.record(ctx, event)
 	return nil
 }
 

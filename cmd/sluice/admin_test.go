@@ -114,6 +114,8 @@ func TestCluster_RemoveTransferAdd(t *testing.T) {
 			t.Errorf("%s %s: %v", r.Method, r.URL.Path, err)
 		}
 		switch {
+		case r.URL.Path == "/v1/cluster/promote" || r.URL.Path == "/v1/cluster/demote":
+			fmt.Fprintf(w, `{"node":%q,"voter":%t}`, in.Node, r.URL.Path == "/v1/cluster/promote")
 		case r.URL.Path == "/v1/cluster/transfer-leader":
 			fmt.Fprintf(w, `{"leader":"nod_b"}`)
 		case in.Node == "node9":
@@ -139,6 +141,10 @@ func TestCluster_RemoveTransferAdd(t *testing.T) {
 		{[]string{"remove"}, exitUsage, "", "expected"},
 		{[]string{"transfer-leader"}, exitDone, "nod_b leads\n", ""},
 		{[]string{"transfer-leader", "nod_b"}, exitDone, "nod_b leads\n", ""},
+		{[]string{"promote", "nod_a"}, exitDone, "nod_a votes\n", ""},
+		{[]string{"demote", "nod_a"}, exitDone, "nod_a listens, validates and limits, and does not vote\n", ""},
+		{[]string{"demote"}, exitUsage, "", "expected"},
+		{[]string{"add", "--non-voter"}, exitDone, "join = [\"10.0.0.1:7100\"]\nmembership.voter = false\n", ""},
 		{[]string{"add"}, exitDone, "cluster = \"prod\"\njoin = [\"10.0.0.1:7100\"]\n", ""},
 	} {
 		stdout, stderr, code := program(t, nil, append(append([]string{"cluster"}, test.args...), "--admin", address)...)

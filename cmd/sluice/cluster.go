@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,9 @@ type clusterCommand struct {
 	Status           clusterStatusCommand   `cmd:"" help:"Show the nodes, who leads, and what is wrong."`
 	Add              clusterAddCommand      `cmd:"" help:"Print what a new node's configuration needs to join."`
 	Remove           clusterRemoveCommand   `cmd:"" help:"Let a node leave for good, handing over what it holds; remove a dead one."`
+	Promote          clusterPromoteCommand  `cmd:"" help:"Let a node vote that only listens."`
+	Demote           clusterDemoteCommand   `cmd:"" help:"Take a node's vote; it goes on validating and limiting."`
+	Recover          clusterRecoverCommand  `cmd:"" help:"Make a cluster of one stopped node, where the majority is lost for good."`
 	TransferLeader   clusterTransferCommand `cmd:"" name:"transfer-leader" help:"Hand the leadership to another node."`
 	Contents         clusterContentsCommand `cmd:"" help:"Count what the cluster holds, with a hash to compare with a backup's."`
 	RotateSigningKey clusterRotateCommand   `cmd:"" help:"Make a new key, which signs tokens from a minute and a half on; those of the old one verify until they end."`
@@ -53,6 +57,13 @@ func (c *clusterStatusCommand) Run(ctx context.Context, env environment) error {
 
 func writeClusterStatus(w io.Writer, s node.ClusterStatus) error {
 	fmt.Fprintf(w, "cluster %s (%s), term %d, committed up to %d, as seen by %s\n", s.Cluster, orDash(s.ClusterID), s.Term, s.CommitIndex, s.AnsweredBy)
+	leader := "nobody leads"
+	for _, n := range s.Nodes {
+		if n.ID == s.Leader {
+			leader = cmp.Or(n.Name, n.ID) + " leads"
+		}
+	}
+	fmt.Fprintf(w, "%s; %d of %d voters answer, %d more may fail\n", leader, s.VotersAnswering, s.Voters, s.MayFail)
 	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "NODE\tNAME\tROLE\tALIVE\tLAG\tSHARES\tSETTINGS\tPEER\tVERSION")
 	for _, n := range s.Nodes {
@@ -82,6 +93,9 @@ func writeClusterStatus(w io.Writer, s node.ClusterStatus) error {
 			fmt.Fprintf(w, "! %s (%s): %s\n", n.ID, orDash(n.Name), p)
 		}
 	}
+	for _, a := range s.Advice {
+		fmt.Fprintf(w, "> %s\n", a)
+	}
 	return nil
 }
 
@@ -100,6 +114,7 @@ func yesNo(b bool) string {
 }
 
 type clusterAddCommand struct {
+	NonVoter bool `help:"One that validates and limits and has no vote."`
 	adminFlags
 }
 
@@ -107,6 +122,7 @@ type clusterAddCommand struct {
 type joinAdvice struct {
 	Cluster string   `json:"cluster"`
 	Join    []string `json:"join"`
+	Voter   bool     `json:"voter"`
 }
 
 // Run prints a piece of configuration: a node joins by itself, once it is started with it.
@@ -120,7 +136,7 @@ func (c *clusterAddCommand) Run(ctx context.Context, env environment) error {
 	if err := client.get(ctx, "/v1/cluster", nil, &status); err != nil {
 		return err
 	}
-	advice := joinAdvice{Cluster: status.Cluster, Join: []string{}}
+	advice := joinAdvice{Cluster: status.Cluster, Join: []string{}, Voter: !c.NonVoter}
 	for _, n := range status.Nodes {
 		if n.Alive && n.PeerAddress != "" {
 			advice.Join = append(advice.Join, n.PeerAddress)
@@ -130,14 +146,21 @@ func (c *clusterAddCommand) Run(ctx context.Context, env environment) error {
 		return errors.New("no node answers that a new one could ask")
 	}
 	return c.print(env, advice, func(w io.Writer) error {
+		then := "It votes once it has caught up."
+		if c.NonVoter {
+			then = "It serves once it has caught up, without a vote."
+		}
 		fmt.Fprintf(w, "# In the new node's configuration, in place of initial_members, with the same two secrets as everywhere and an\n")
-		fmt.Fprintf(w, "# empty data_dir; then start it. It votes once it has caught up.\n")
+		fmt.Fprintf(w, "# empty data_dir; then start it. %s\n", then)
 		quoted := make([]string, len(advice.Join))
 		for i, address := range advice.Join {
 			quoted[i] = strconv.Quote(address)
 		}
-		_, err := fmt.Fprintf(w, "cluster = %q\njoin = [%s]\n", advice.Cluster, strings.Join(quoted, ", "))
-		return err
+		fmt.Fprintf(w, "cluster = %q\njoin = [%s]\n", advice.Cluster, strings.Join(quoted, ", "))
+		if c.NonVoter {
+			fmt.Fprint(w, "membership.voter = false\n")
+		}
+		return nil
 	})
 }
 

@@ -30,7 +30,7 @@ type devCommand struct {
 }
 
 // perNode are settings that no environment variable can give to several nodes at once.
-var perNode = []string{"name", "data_dir", "initial_members", "join", "http.listen", "peer.listen", "peer.advertise", "peer.tls_cert", "peer.tls_key", "gossip.listen", "gossip.advertise", "admin.listen", "grpc.listen", "gubernator.listen"}
+var perNode = []string{"name", "data_dir", "initial_members", "initial_count", "join", "membership.voter", "http.listen", "peer.listen", "peer.advertise", "peer.tls_cert", "peer.tls_key", "gossip.listen", "gossip.advertise", "admin.listen", "grpc.listen", "gubernator.listen"}
 
 // plainOnly are settings with which nobody could ask the nodes as dev and its users do, over plain HTTP.
 var plainOnly = []string{"http.proxy_protocol", "http.tls_cert", "http.tls_key"}

@@ -145,8 +145,11 @@ func TestKubernetes(t *testing.T) {
 			t.Errorf("%s is no initial member", member)
 		}
 	}
-	if strings.Count(file, ".svc.cluster.local:7100") != int(*set.Spec.Replicas) {
+	if strings.Count(file, "\"sluice-") != int(*set.Spec.Replicas)+1 {
 		t.Error("there are other initial members than pods")
+	}
+	if want := fmt.Sprintf("join = [\"%s.%s.svc.cluster.local:7100\"]", set.Spec.ServiceName, headless.Namespace); !strings.Contains(file, want) {
+		t.Errorf("pods beyond the first do not join by the headless Service: no %s", want)
 	}
 	environment := make(map[string]string)
 	for _, e := range c.Env {
