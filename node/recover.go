@@ -118,6 +118,8 @@ type recoveryPlan struct {
 	ClusterID string   `json:"cluster_id"`
 	Lost      []string `json:"lost"`
 	Until     int64    `json:"until"` // Unix milliseconds
+	Committed uint64   `json:"committed"`
+	Since     int64    `json:"since"` // Unix milliseconds
 	Backup    string   `json:"backup"`
 	At        int64    `json:"at"`
 }
@@ -187,6 +189,9 @@ func Recover(cfg Config, o RecoverOptions) (report Recovery, err error) {
 		return report, nil
 	}
 	if !begun {
+		if plan.Committed, plan.Since, err = s.committed(); err != nil {
+			return report, err
+		}
 		if plan.Backup, err = s.data.copyAside(now); err != nil {
 			return report, fmt.Errorf("copy aside, nothing was changed: %w", err)
 		}
@@ -319,6 +324,28 @@ func (s *recoveredStores) describe(r *Recovery) error {
 	return nil
 }
 
+// committed is up to which entry all is surely committed, and the horizon then. What was applied was; where the state was thrown away
+// after a crash of the machine, the newest snapshot says as much.
+func (s *recoveredStores) committed() (index uint64, horizon int64, err error) {
+	if s.fsm.AppliedIndex() == 0 {
+		list, err := s.snaps.List()
+		if err != nil {
+			return 0, 0, fmt.Errorf("list snapshots: %w", err)
+		}
+		if len(list) == 0 {
+			return 0, 0, nil
+		}
+		_, source, err := s.snaps.Open(list[0].ID)
+		if err != nil {
+			return 0, 0, fmt.Errorf("open snapshot: %w", err)
+		}
+		if err := errors.Join(s.fsm.Restore(source), source.Close()); err != nil {
+			return 0, 0, err
+		}
+	}
+	return s.fsm.AppliedIndex(), s.fsm.Limiter().Horizon, nil
+}
+
 // releasing gives a snapshot back once it is written: raft.RecoverCluster does not, and the state waits for it when it is closed.
 type releasing struct{ raft.FSM }
 
@@ -360,7 +387,8 @@ func (s *recoveredStores) rewrite(plan recoveryPlan, now time.Time, r *Recovery)
 	event := operatorEvent("cluster.recovered", s.data.NodeID, now, "from", plan.Previous, "to", plan.ClusterID,
 		"lost", strings.Join(plan.Lost, " "), "index", strconv.FormatUint(r.LastIndex, 10))
 	envelope, err := state.Encode(state.Envelope{RequestID: newRequestID(), ProposedAt: now.UnixMilli(), Command: state.RecoverCluster{
-		Previous: plan.Previous, ClusterID: plan.ClusterID, Node: s.data.NodeID, Lost: plan.Lost, Until: plan.Until, Audit: []state.AuditEvent{event},
+		Previous: plan.Previous, ClusterID: plan.ClusterID, Node: s.data.NodeID, Lost: plan.Lost, Until: plan.Until,
+		Committed: plan.Committed, Since: plan.Since, Audit: []state.AuditEvent{event},
 	}})
 	if err != nil {
 		return fmt.Errorf("make entry: %w", err)

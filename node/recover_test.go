@@ -40,6 +40,9 @@ func TestRecover_FromOneOfThree(t *testing.T) {
 	left := c.Followers()[0]
 	survivor := c.Members[left]
 	id := survivor.Node.ID()
+	if err := survivor.Node.Cluster().CatchUp(bounded(t)); err != nil {
+		t.Fatal(err)
+	}
 	for i := range users {
 		knows(t, survivor.Node, fmt.Sprintf("user%d", i))
 	}

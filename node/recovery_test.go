@@ -73,7 +73,7 @@ func TestRecovery_FromSnapshot(t *testing.T) {
 // A node may come back under other addresses: what it says of itself at its start is enough for the others to reach it.
 func TestRecovery_OtherAddresses(t *testing.T) {
 	t.Parallel()
-	c := nodetest.Start(t, 3)
+	c := nodetest.Start(t, 3, nodetest.WithConfig(withAdmin))
 	moved := c.Followers()[0]
 	c.Stop(moved)
 	m := c.Members[moved]
@@ -82,9 +82,23 @@ func TestRecovery_OtherAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Config.Peer.Listen = net.JoinHostPort(host, "0")
+	m.Config.Peer.Listen, m.Config.Gossip.Listen = net.JoinHostPort(host, "0"), net.JoinHostPort(host, "0")
 	c.Start(moved)
 	c.WaitReady()
+	for _, other := range c.Members {
+		nodetest.WaitFor(t, "gossip to see it there", func() error {
+			s, err := clusterStatus(other)
+			if err == nil && len(s.Problems) > 0 {
+				err = fmt.Errorf("%v", s.Problems)
+			}
+			for _, n := range s.Nodes {
+				if len(n.Problems) > 0 {
+					err = fmt.Errorf("%s: %v", n.ID, n.Problems)
+				}
+			}
+			return err
+		})
+	}
 	if got := m.Node.PeerAddress(); got == before {
 		t.Fatalf("still at %s", got)
 	}

@@ -25,8 +25,11 @@ func recoverCluster(b *batch, c state.RecoverCluster) state.Result {
 	limiter := loadLimiter(b)
 	// A cluster that nobody was in but this node has no windows that others may have opened. (It has no use for this either.)
 	if len(limiter.Rosters) > 0 && len(c.Lost) > 0 {
+		since := min(c.Since, limiter.Horizon)
+		limiter.Rosters = slices.DeleteFunc(limiter.Rosters, func(r state.Roster) bool { return r.Index > c.Committed || r.From > since })
+		limiter.Leaves = slices.DeleteFunc(limiter.Leaves, func(l state.LeaveInfo) bool { return l.Index > c.Committed })
 		lost := slices.Sorted(slices.Values(c.Lost))
-		limiter.Rosters = append(limiter.Rosters, state.Roster{Index: b.at.index, From: limiter.Horizon, Nodes: lost})
+		limiter.Rosters = append(limiter.Rosters, state.Roster{Index: b.at.index, From: since, Nodes: lost})
 	}
 	limiter.Horizon = max(limiter.Horizon, c.Until)
 	b.store(keyLimiter, limiter)

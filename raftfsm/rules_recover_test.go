@@ -22,6 +22,12 @@ func TestRecoverCluster(t *testing.T) {
 	f.must(state.SetRoster{Nodes: []string{"nod_a", "nod_b", "nod_c"}})
 	f.must(state.Horizon{Until: 5000})
 	before := f.fsm.Limiter()
+	recovery.Committed, recovery.Since = f.fsm.AppliedIndex(), before.Horizon
+	// What comes behind may have been committed otherwise by the lost nodes.
+	f.must(state.Horizon{Until: 6000})
+	f.must(state.SetRoster{Nodes: []string{"nod_a", "nod_b"}, PreviousIndex: before.Rosters[0].Index})
+	f.must(state.Leave{Leaver: "nod_c", Heir: "nod_a", List: hash("list"), Mark: 1})
+	f.must(state.Horizon{Until: 7000})
 
 	for name, change := range map[string]func(*state.RecoverCluster){
 		"the same id":        func(c *state.RecoverCluster) { c.ClusterID = "one" },

@@ -160,12 +160,14 @@ func launch(o options, tempDir func() string) (*cluster, error) {
 // startDev runs `sluice dev` with args and does not wait for it.
 func startDev(o options, args ...string) (*cluster, error) {
 	c := &cluster{dir: o.dir, port: o.port, ready: make(chan string, 1), exited: make(chan struct{})}
-	program := o.binary
+	program, variables := o.binary, o.variables
 	if program == "" {
 		program = binary
+		// What nodes that join wait for in the field is only waiting here.
+		variables = append([]string{"SLUICE_MEMBERSHIP__STABILIZATION_TIME=500ms"}, variables...)
 	}
 	c.cmd = exec.Command(program, append([]string{"dev"}, args...)...)
-	c.cmd.Env = append(cleanEnvironment(), o.variables...)
+	c.cmd.Env = append(cleanEnvironment(), variables...)
 	c.cmd.Stderr = &c.stderr
 	stdout, err := c.cmd.StdoutPipe()
 	if err != nil {
