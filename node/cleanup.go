@@ -44,19 +44,21 @@ func (c *cleaner) next(self string, servers []member) (target member, silent tim
 	return member{}, 0, false
 }
 
-// cleanUp removes one dead member, if there is one: a round is soon over, and the next looks anew.
-func (o *office) cleanUp(ctx context.Context, servers []member) error {
+// cleanUp removes one dead member, if there is one: a round is soon over, and the next looks anew, also where this fails.
+func (o *office) cleanUp(ctx context.Context, servers []member) {
 	target, silent, ok := o.cleaner.next(o.self, servers)
 	if !ok {
-		return nil
+		return
 	}
 	if err := o.k.await(ctx, o.k.raft.RemoveServer(raft.ServerID(target.ID), 0, enqueueTimeout)); err != nil {
-		return classify(err)
+		if ctx.Err() == nil && o.once.allow("clean up", 10*time.Second) {
+			o.log.Warn("dead node not removed", "dead", target.ID, "error", err)
+		}
+		return
 	}
 	o.k.cleaned.Add(1)
 	o.log.Warn("dead node removed", "removed", target.ID, "voter", target.Voter, "silent", silent.Round(time.Second).String(), "after", o.cleaner.after.String())
 	o.record(ctx, operatorEvent("cluster.node_removed", target.ID, o.now(), "how", "dead", "silent", silent.Round(time.Second).String()))
-	return nil
 }
 
 // deadFor is how long neither gossip nor Raft has heard of a member, 0 where one of them does. Gossip's own count goes on where

@@ -257,28 +257,29 @@ func loopbackAddress(address string) bool {
 
 // ask calls all members at once, and whoever else may know of a cluster.
 func (f *former) ask(ctx context.Context) []formationAnswer {
+	entries := slices.Concat(f.initial, f.others)
+	looked := make([][]formationAnswer, len(entries))
+	var wg sync.WaitGroup
+	for i, entry := range entries {
+		other := i >= len(f.initial)
+		if entry == f.address {
+			looked[i] = []formationAnswer{{endpoint: endpoint{entry, entry}, other: other}}
+			continue
+		}
+		wg.Go(func() {
+			list, err := f.expand(ctx, entry)
+			if err != nil || len(list) == 0 {
+				looked[i] = []formationAnswer{{endpoint: endpoint{entry, entry}, err: cmp.Or(err, errNoAddress), other: other}}
+			}
+			for _, l := range list {
+				looked[i] = append(looked[i], formationAnswer{endpoint: l, other: other})
+			}
+		})
+	}
+	wg.Wait()
+	answers := slices.Concat(looked...)
 	ctx, cancel := context.WithTimeout(ctx, formationTimeout)
 	defer cancel()
-	var answers []formationAnswer
-	look := func(entry string, other bool) {
-		list, err := []endpoint{{entry: entry, address: entry}}, error(nil)
-		if entry != f.address {
-			list, err = f.expand(ctx, entry)
-		}
-		if err != nil || len(list) == 0 {
-			answers = append(answers, formationAnswer{endpoint: endpoint{entry, entry}, err: cmp.Or(err, errNoAddress), other: other})
-		}
-		for _, l := range list {
-			answers = append(answers, formationAnswer{endpoint: l, other: other})
-		}
-	}
-	for _, entry := range f.initial {
-		look(entry, false)
-	}
-	for _, entry := range f.others {
-		look(entry, true)
-	}
-	var wg sync.WaitGroup
 	for i := range answers {
 		address := answers[i].address
 		if answers[i].err != nil {

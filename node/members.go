@@ -89,6 +89,9 @@ func (n *Node) findCluster(ctx context.Context) (foundCluster, error) {
 	if mark != nil {
 		return foundCluster{clusterID: mark.ClusterID, formation: agreed, member: true}, nil
 	}
+	if len(n.cfg.InitialMembers) > 0 && !n.forms() {
+		n.log.Info("not among initial_members as written there: joining", "address", n.peerAddress)
+	}
 	if n.forms() && (agreed == nil || !agreed.Joining) {
 		if agreed != nil {
 			n.former.agreed.Store(agreed)

@@ -280,7 +280,7 @@ func (n *Node) listen() error {
 		self: nodeAddr{ID: n.data.NodeID, Peer: n.peerAddress, Gossip: n.gossip.address},
 	}
 	n.newFormer(peerLog)
-	n.peers = newPeerListener(n.opts.peer, n.creds, peerLog)
+	n.peers = newPeerListener(n.opts.peer, n.creds, n.clusterID(), peerLog)
 	n.watchPeerFiles()
 	n.rpcServer = newRPCServer((*peerCalls)(n), n.creds, n.calls, n.tracer(), peerLog)
 	n.wg.Go(func() { n.rpcServer.Serve(n.peers.listener(n.peers.rpc, advertisedAddr(n.peerAddress))) })
@@ -333,11 +333,10 @@ func (n *Node) form(ctx context.Context) error {
 	if found.formation != nil {
 		n.book.setServers(found.formation.Members)
 	}
-	proto := raftProto(found.clusterID)
-	n.peers.raftProto.Store(&proto)
+	n.peers.setCluster(found.clusterID)
 	k, err := openConsensus(consensusConfig{
 		self: n.data.NodeID, dir: dir, raft: n.cfg.Raft,
-		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer, standBack: &n.standBack, proto: proto},
+		stream:    &streamLayer{protoListener: n.peers.listener(n.peers.raft, advertisedAddr(n.peerAddress)), dialer: n.dialer, standBack: &n.standBack, proto: raftProto(found.clusterID)},
 		fsm:       n.fsm,
 		log:       n.log,
 		fatal:     n.opts.fatal,
@@ -345,7 +344,7 @@ func (n *Node) form(ctx context.Context) error {
 		member:    found.member,
 		may:       n.mayCommit,
 		storage:   n.storage, wrap: n.opts.logs,
-		cut: func() { n.dialer.cut(proto) }, standBack: &n.standBack,
+		cut: func() { n.dialer.cut(raftProto(found.clusterID)) }, standBack: &n.standBack,
 	})
 	if err != nil {
 		return err

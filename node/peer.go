@@ -47,7 +47,9 @@ type peerListener struct {
 	closed bool
 }
 
-func newPeerListener(inner net.Listener, creds PeerCredentials, logger *slog.Logger) *peerListener {
+// newPeerListener accepts from the start on. clusterID is the cluster that this node is a member of, "" where it is of none yet:
+// nobody of before a recovery is let in, not even while Raft does not run.
+func newPeerListener(inner net.Listener, creds PeerCredentials, clusterID string, logger *slog.Logger) *peerListener {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &peerListener{
 		inner: inner, creds: creds, log: logger,
@@ -55,8 +57,17 @@ func newPeerListener(inner net.Listener, creds PeerCredentials, logger *slog.Log
 		ctx: ctx, cancel: cancel, refused: newRefusals(),
 		conns: make(map[*countedConn]struct{}), byPeer: make(map[string]int),
 	}
+	if clusterID != "" {
+		p.setCluster(clusterID)
+	}
 	p.wg.Go(p.accept)
 	return p
+}
+
+// setCluster says of which cluster Raft's connections have to be.
+func (p *peerListener) setCluster(id string) {
+	proto := raftProto(id)
+	p.raftProto.Store(&proto)
 }
 
 // countedConn is a raw connection that leaves the listener's books when it is closed.

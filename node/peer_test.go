@@ -43,7 +43,7 @@ func listenPeers(t *testing.T, creds PeerCredentials) (*peerListener, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := newPeerListener(ln, creds, discard())
+	p := newPeerListener(ln, creds, "", discard())
 	t.Cleanup(func() {
 		if err := p.close(); err != nil {
 			t.Errorf("close peer listener: %v", err)

@@ -168,7 +168,7 @@ func TestPeerRefusals_BothLogsTell(t *testing.T) {
 				t.Fatal(err)
 			}
 			address := ln.Addr().String()
-			p := newPeerListener(ln, server, acceptedLog.logger())
+			p := newPeerListener(ln, server, "", acceptedLog.logger())
 			t.Cleanup(func() {
 				if err := p.close(); err != nil {
 					t.Error(err)
