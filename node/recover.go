@@ -428,7 +428,7 @@ func (d *dataDir) copyAside(now time.Time) (path string, err error) {
 	if err := os.MkdirAll(partial, 0o700); err != nil {
 		return "", err
 	}
-	for _, name := range []string{raftDir, memberFile, formationFile, identityFile} {
+	for _, name := range []string{raftDir, memberFile, formationFile} {
 		if err := copyTree(filepath.Join(d.path, name), filepath.Join(partial, name)); err != nil {
 			return "", err
 		}

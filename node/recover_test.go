@@ -132,6 +132,10 @@ func TestRecover_TheLostComeBack(t *testing.T) {
 	for i := range c.Members {
 		c.Stop(i)
 	}
+	// As after a crash of the machine: nothing says any more which entries of the log were committed.
+	if err := os.RemoveAll(filepath.Join(c.Members[leader].Dir, "state")); err != nil {
+		t.Fatal(err)
+	}
 	r := recovered(t, c, leader, time.Time{})
 	for i := range c.Members {
 		c.Start(i)
@@ -154,7 +158,13 @@ func TestRecover_TheLostComeBack(t *testing.T) {
 	if log := c.Log(); !strings.Contains(log, "as it was before its recovery") {
 		t.Error("the log of the one that refuses does not say why")
 	}
+	knows(t, survivor, "anna")
 	// Windows that they may have opened are not the survivor's.
+	for _, roster := range survivor.Rosters().Rosters {
+		if slices.Contains(roster.Nodes, survivor.ID()) && roster.From < r.SharesFrom.UnixMilli() {
+			t.Errorf("it holds shares by the roster %+v", roster)
+		}
+	}
 	if horizon := survivor.Rosters().Horizon; horizon < r.SharesFrom.UnixMilli() {
 		t.Errorf("the horizon is %d, shares are promised from %s on", horizon, r.SharesFrom)
 	}
@@ -174,6 +184,25 @@ func TestRecover_CutOff(t *testing.T) {
 	c.Stop(0)
 	c.Stop(1)
 	path := func(name string) string { return filepath.Join(m.Dir, name) }
+	// What was copied aside undoes a recovery.
+	first := recovered(t, c, 0, time.Time{})
+	for _, name := range []string{"member.json", "formation.json", "raft", "state"} {
+		if err := os.RemoveAll(path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.CopyFS(m.Dir, os.DirFS(first.Backup)); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(0)
+	c.Start(1)
+	c.WaitReady()
+	register(t, m.Node, "undone")
+	if got := m.Node.Health()[0].Detail; got != cluster {
+		t.Errorf("undone, it is %s, want %s", got, cluster)
+	}
+	c.Stop(0)
+	c.Stop(1)
 	mark, err := os.ReadFile(path("member.json"))
 	if err != nil {
 		t.Fatal(err)
