@@ -21,6 +21,10 @@ func recoverCluster(b *batch, c state.RecoverCluster) state.Result {
 	}
 	secrets.ClusterID = c.ClusterID
 	b.store(keySecrets, *secrets)
+	// Versions of before speak no Raft with a recovered cluster: better they are told that when they ask to join.
+	if level := raiseLevel(b, state.RaiseLevel{Level: state.LevelOf(state.TypeRecoverCluster)}); level.Refused != "" {
+		return level
+	}
 
 	limiter := loadLimiter(b)
 	// A cluster that nobody was in but this node has no windows that others may have opened. (It has no use for this either.)

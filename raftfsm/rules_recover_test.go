@@ -56,6 +56,9 @@ func TestRecoverCluster(t *testing.T) {
 	if got := f.fsm.Limiter(); !reflect.DeepEqual(got, want) {
 		t.Errorf("shares: %+v, want %+v", got, want)
 	}
+	if level := f.fsm.Level(); level != state.LevelOf(state.TypeRecoverCluster) {
+		t.Errorf("level %d", level)
+	}
 	// The next roster is what the node that is left makes of it: from the horizon on, and no earlier.
 	f.must(state.SetRoster{Nodes: []string{"nod_a"}, PreviousIndex: index})
 	rosters := f.fsm.Limiter().Rosters
