@@ -420,7 +420,7 @@ func (s *recoveredStores) rewrite(plan recoveryPlan, now time.Time, r *Recovery)
 
 // copyAside copies the log, the snapshots and the marks into a directory of their own, whose path it returns.
 func (d *dataDir) copyAside(now time.Time) (path string, err error) {
-	path = filepath.Join(d.path, "before-recovery-"+now.UTC().Format("20060102T150405Z"))
+	path = filepath.Join(d.path, "before-recovery-"+now.UTC().Format("20060102T150405.000Z"))
 	partial := path + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
 		return "", err
