@@ -22,8 +22,9 @@ const (
 	// importBatch is how many bytes of rows go into one command at most, importRows how many rows.
 	importBatch = 56 << 10
 	importRows  = 512
-	// importsAtOnce is how many commands are under way at a time.
-	importsAtOnce = 8
+	// importsAtOnce is how many commands are under way at a time: while Raft syncs some, others are applied. What is written beside
+	// an import waits for so many to be applied.
+	importsAtOnce = 16
 	// maxImportErrors bounds what one answer tells of.
 	maxImportErrors = 1000
 )
