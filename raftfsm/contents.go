@@ -249,6 +249,7 @@ func (m *Moment) Keys(fn func(*state.APIKey) error) error { return eachOf(m.txn,
 // eachOf decodes all records of a kind.
 func eachOf[T any](txn *badger.Txn, kind byte, fn func(*T) error) error {
 	options := badger.DefaultIteratorOptions
+	options.PrefetchValues = false // as in eachRecord
 	options.Prefix = []byte{kind}
 	iterator := txn.NewIterator(options)
 	defer iterator.Close()

@@ -105,16 +105,16 @@ func (s *snapshot) Release() {
 
 // snapshotWriter writes the format; the caller gives records in key order.
 type snapshotWriter struct {
-	buffered *bufio.Writer
-	digest   hash.Hash
-	both     io.Writer
-	data     []byte
-	count    uint64
+	sink   io.Writer
+	digest hash.Hash
+	both   *bufio.Writer // of what the digest is over; records are too small to be hashed and written one by one
+	data   []byte
+	count  uint64
 }
 
 func newSnapshotWriter(sink io.Writer, header SnapshotHeader) (*snapshotWriter, error) {
-	w := &snapshotWriter{buffered: bufio.NewWriterSize(sink, 64<<10), digest: sha256.New()}
-	w.both = io.MultiWriter(w.buffered, w.digest)
+	w := &snapshotWriter{sink: sink, digest: sha256.New()}
+	w.both = bufio.NewWriterSize(io.MultiWriter(sink, w.digest), 64<<10)
 	w.data = append([]byte(snapshotMagic), 0, snapshotVersion)
 	w.data = binary.BigEndian.AppendUint64(w.data, header.Index)
 	w.data = binary.BigEndian.AppendUint64(w.data, header.Term)
@@ -141,10 +141,11 @@ func (w *snapshotWriter) end() error {
 	if _, err := w.both.Write(binary.BigEndian.AppendUint64([]byte{0}, w.count)); err != nil {
 		return err
 	}
-	if _, err := w.buffered.Write(w.digest.Sum(nil)); err != nil {
+	if err := w.both.Flush(); err != nil {
 		return err
 	}
-	return w.buffered.Flush()
+	_, err := w.sink.Write(w.digest.Sum(nil))
+	return err
 }
 
 func writeSnapshot(txn *badger.Txn, sink io.Writer) error {
@@ -188,7 +189,9 @@ func headerOf(txn *badger.Txn) (SnapshotHeader, error) {
 
 // eachRecord calls fn for every record, keys ascending. Key and value are valid during the call.
 func eachRecord(txn *badger.Txn, fn func(key, value []byte) error) error {
-	iterator := txn.NewIterator(badger.DefaultIteratorOptions)
+	options := badger.DefaultIteratorOptions
+	options.PrefetchValues = false // they are beside their keys, and Badger fetches each in a goroutine of its own
+	iterator := txn.NewIterator(options)
 	defer iterator.Close()
 	for iterator.Rewind(); iterator.Valid(); iterator.Next() {
 		item := iterator.Item()

@@ -106,7 +106,12 @@ func (l badgerLogger) Errorf(format string, args ...any) {
 	l.logger.Error("badger", "text", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
+// Warningf leaves what Badger says of its caches to debug: that of blocks is small on purpose, and a backup reads past it.
 func (l badgerLogger) Warningf(format string, args ...any) {
+	if strings.Contains(format, "might be too small") || strings.HasPrefix(format, "Cache life expectancy") {
+		l.Infof(format, args...)
+		return
+	}
 	l.logger.Warn("badger", "text", strings.TrimSpace(fmt.Sprintf(format, args...)))
 }
 
