@@ -31,8 +31,11 @@ import (
 // there a crash or an error leaves everything as it was; from there on every node has the snapshot on disk before it
 // goes by it, and a leader that dies in the middle leaves a cluster that either has it or does not.
 const (
-	// restoreHorizon is how far ahead the horizon is put, and with it how long a restore may take from there on.
-	restoreHorizon = 2 * time.Minute
+	// restoreLeast and restoreMost bound how far ahead the horizon is put, and with it how long a restore may take from there
+	// on: a second more for each restoreRate bytes of the backup. The call itself has adminChangeTimeout.
+	restoreLeast = 2 * time.Minute
+	restoreMost  = 8 * time.Minute
+	restoreRate  = 4 << 20
 	// restoreDir is in the data directory; what is in it is of a restore under way or of a crash in one.
 	restoreDir = "restore"
 	// maxRestored bounds an uploaded backup.
@@ -106,15 +109,25 @@ func dropFile(file *os.File) {
 	os.Remove(file.Name())
 }
 
+// restoreWithin is how long the restore of a backup of so many bytes may take.
+func restoreWithin(size int64) time.Duration {
+	return restoreLeast + time.Duration(min(size/restoreRate, int64((restoreMost-restoreLeast)/time.Second)))*time.Second
+}
+
 // restore brings a checked backup, whose state is of a level, into the cluster, from this node as its leader.
 func (n *Node) restore(ctx context.Context, file *os.File, level uint64, how raftfsm.Replacement) error {
-	ctx, cancel := context.WithTimeout(ctx, restoreHorizon)
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	within := restoreWithin(info.Size())
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	k := n.consensus.Load()
 	if k == nil || !k.leads() {
 		return errNotLeader
 	}
-	if _, err := k.proposeHere(ctx, n.opts.clock(), state.Horizon{Until: n.opts.clock().Add(restoreHorizon).UnixMilli(), Leader: n.data.NodeID}); err != nil {
+	if _, err := k.proposeHere(ctx, n.opts.clock(), state.Horizon{Until: n.opts.clock().Add(within).UnixMilli(), Leader: n.data.NodeID}); err != nil {
 		return fmt.Errorf("raise horizon: %w", err)
 	}
 	if level > n.fsm.Level() {
@@ -135,8 +148,7 @@ func (n *Node) restore(ctx context.Context, file *os.File, level uint64, how raf
 	if err != nil {
 		return err
 	}
-	info, err := merged.Stat()
-	if err == nil {
+	if info, err = merged.Stat(); err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -259,5 +260,14 @@ func TestRestore_WhileWriting(t *testing.T) {
 	})
 	if u, err := c.Members[2].Node.State().UserByName("anna"); err != nil || u == nil {
 		t.Errorf("anna: %v, %v", u, err)
+	}
+}
+
+func TestRestoreWithin(t *testing.T) {
+	t.Parallel()
+	for size, want := range map[int64]time.Duration{0: 2 * time.Minute, 240 << 20: 3 * time.Minute, 1 << 40: 8 * time.Minute, math.MaxInt64: 8 * time.Minute} {
+		if got := node.RestoreWithin(size); got != want {
+			t.Errorf("%d bytes: %v, want %v", size, got, want)
+		}
 	}
 }
