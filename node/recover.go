@@ -220,7 +220,7 @@ func Recover(cfg Config, o RecoverOptions) (report Recovery, err error) {
 // unheardHorizon is how far ahead of the time of its death the horizon of a leader may have been that this node did not hear
 // any more: by its lease, or by a restore under way, and by its clock.
 func unheardHorizon(cfg Config) time.Duration {
-	return max(restoreHorizon, time.Duration(cfg.Limits.Lease)) + 2*time.Duration(cfg.Limits.MaxClockSkew)
+	return max(restoreMost, time.Duration(cfg.Limits.Lease)) + 2*time.Duration(cfg.Limits.MaxClockSkew)
 }
 
 func ownAddress(r Recovery) string {
