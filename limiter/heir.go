@@ -310,22 +310,13 @@ func (r *rosterView) takeOver(v *view, leaves []Leave, peers *peerTable, self st
 	}
 	r.holds = holds
 	for k := range v.legacies {
-		// It matters where its leaver has a place, or where a share came by way of its leaver.
+		// A leaver without a place may hold what it borrowed, or a share that came by way of it.
 		slot := -1
 		if pos := slices.Index(r.peers, v.legacies[k].leaver); pos >= 0 && pos < r.size {
 			slot = pos
 		}
-		matters := slot >= 0
-		for j := range v.legacies {
-			for at := j; at >= 0 && !matters; at = v.legacies[at].next {
-				p := slices.Index(r.peers, v.legacies[j].leaver)
-				matters = at == k && p >= 0 && p < r.size
-			}
-		}
-		if matters {
-			r.heritage = append(r.heritage, heritage{legacy: k, slot: slot})
-			r.heritageMark = max(r.heritageMark, v.legacies[k].mark)
-		}
+		r.heritage = append(r.heritage, heritage{legacy: k, slot: slot})
+		r.heritageMark = max(r.heritageMark, v.legacies[k].mark)
 	}
 }
 
