@@ -156,8 +156,11 @@ func (n *Node) checkGossip() authapi.HealthCheck {
 		return c
 	}
 	var silent []string
+	members := n.members()
 	for _, p := range lim.Peers() {
-		if p.Unheard > peerUnheard {
+		// A node that was removed stays in rosters that govern windows still open.
+		member := slices.ContainsFunc(members, func(m member) bool { return m.ID == p.Node })
+		if member && p.Unheard > peerUnheard {
 			silent = append(silent, fmt.Sprintf("%s for %s", p.Node, p.Unheard.Round(time.Second)))
 		}
 	}
