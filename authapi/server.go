@@ -97,9 +97,11 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.cors = newCORS(cfg.CORS, cfg.Auth.CookieSessions)
 	s.cookies = newCookieNames(cfg.Auth.CookieSessions, s.https)
+	if s.tokens, err = newTokens(s); err != nil {
+		return nil, fmt.Errorf("configure api: %w", err)
+	}
 	s.shadows = newShadows(s.limits, s.log)
 	s.shadows.start(lv.shadows)
-	s.tokens = newTokens(s)
 	s.passwords = newPasswords(s)
 	s.router = buildRouter(s.requests.table(s.routeTable()))
 	s.admission = newAdmission(s)

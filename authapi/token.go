@@ -93,18 +93,23 @@ type verified struct {
 type tokens struct {
 	ringHolder
 	issuer string
+	shape  tokenShape
 	ttl    time.Duration
 	// seen spares the signature (some 90 µs for an asymmetric one) when the caller's own cache was emptied by a change
 	// that has nothing to do with the token. Each hash has one slot; losing it costs one verification.
 	seen [verifiedSlots]atomic.Pointer[verified]
 }
 
-func newTokens(s *Server) *tokens {
+func newTokens(s *Server) (*tokens, error) {
 	issuer := strings.TrimSuffix(s.cfg.PublicURL, "/")
 	if issuer == "" {
 		issuer = defaultIssuer
 	}
-	return &tokens{ringHolder: ringHolder{srv: s}, issuer: issuer, ttl: max(min(s.cfg.Auth.TokenTTL, MaxTokenTTL), time.Second)}
+	shape, err := newTokenShape(issuer)
+	if err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	return &tokens{ringHolder: ringHolder{srv: s}, issuer: issuer, shape: shape, ttl: max(min(s.cfg.Auth.TokenTTL, MaxTokenTTL), time.Second)}, nil
 }
 
 // issue makes an access token. expiresAt is in Unix milliseconds, of whole seconds. ErrUnavailable where the cluster has
@@ -170,6 +175,14 @@ func (t *tokens) verifyFully(ring *keyring, token, header string, now time.Time)
 	if !key.verifiesAt(now.UnixMilli()) {
 		return claims{}, errTokenInvalid
 	}
+	if cl, ours, err := t.verifyOwn(key, token, now); ours {
+		return cl, err
+	}
+	return t.verifyOther(key, token, now)
+}
+
+// verifyOther is verifyFully for a token of the key that may look in any way.
+func (t *tokens) verifyOther(key *signingKey, token string, now time.Time) (claims, error) {
 	var ac accessClaims
 	_, err := jwt.NewParser(
 		jwt.WithValidMethods([]string{key.record.Algorithm}),
@@ -186,23 +199,28 @@ func (t *tokens) verifyFully(ring *keyring, token, header string, now time.Time)
 		}
 		return claims{}, errTokenInvalid
 	}
-	const maxUnix = 1 << 40 // keeps the sums below from running over
-	switch {
-	case ac.Issued == nil,
-		*ac.Issued < 0 || *ac.Issued > now.Unix()+int64(maxIssuedAhead/time.Second),
-		*ac.Expires > maxUnix,
-		*ac.Expires-*ac.Issued > int64(MaxTokenTTL/time.Second),
-		*ac.Expires <= *ac.Issued,
-		len(ac.Audience) != 1,
-		!strings.HasPrefix(ac.Subject, idUser+"_"),
-		!strings.HasPrefix(ac.SessionID, idSession+"_"),
-		ac.ID == "":
+	if ac.Issued == nil || len(ac.Audience) != 1 {
 		return claims{}, errTokenInvalid
 	}
-	return claims{
-		UserID: ac.Subject, SessionID: ac.SessionID, OrganizationID: ac.OrganizationID, TokenID: ac.ID,
-		IssuedAt: *ac.Issued * 1000, ExpiresAt: *ac.Expires * 1000,
-	}, nil
+	cl := claims{UserID: ac.Subject, SessionID: ac.SessionID, OrganizationID: ac.OrganizationID, TokenID: ac.ID}
+	return cl.plausible(*ac.Issued, *ac.Expires, now)
+}
+
+// plausible completes claims that were signed, or says errTokenInvalid: this program never signed any like them. Times are in seconds.
+func (cl claims) plausible(issued, expires int64, now time.Time) (claims, error) {
+	const maxUnix = 1 << 40 // keeps the sums below from running over
+	switch {
+	case issued < 0 || issued > now.Unix()+int64(maxIssuedAhead/time.Second),
+		expires > maxUnix,
+		expires-issued > int64(MaxTokenTTL/time.Second),
+		expires <= issued,
+		!strings.HasPrefix(cl.UserID, idUser+"_"),
+		!strings.HasPrefix(cl.SessionID, idSession+"_"),
+		cl.TokenID == "":
+		return claims{}, errTokenInvalid
+	}
+	cl.IssuedAt, cl.ExpiresAt = issued*1000, expires*1000
+	return cl, nil
 }
 
 // tokenForm says whether b is three parts of unpadded base64url. Go's decoder alone would skip line breaks.
