@@ -71,6 +71,8 @@ type AuthConfig struct {
 	AuditRetention    time.Duration
 	// ImportedKeyPrefixes is how imported keys begin that have not this program's form.
 	ImportedKeyPrefixes []string
+	// NoCredentialCache has every request look its credential up, as if it had never been seen. For measurements.
+	NoCredentialCache bool
 }
 
 // Argon2Config are the parameters of new password hashes and of the queue in front of them.

@@ -140,7 +140,7 @@ func (c *call) authenticate(cost int64) error {
 		return c.take(nil)
 	}
 	hash := sha256.Sum256(raw)
-	cred := s.credentials.get(&hash, c.live.seq, s.state.Epoch(), c.now.UnixMilli())
+	cred := s.remembered(&hash, c.live.seq, c.now)
 	looks := &s.requests.looks[c.stripe%histogram.Stripes]
 	if cred == nil {
 		looks.misses.Add(1)
@@ -165,6 +165,14 @@ func (c *call) authenticate(cost int64) error {
 		s.noteKeyUse(cred.principal.KeyID, c.client.addr, c.now)
 	}
 	return nil
+}
+
+// remembered is what the cache knows of a credential, nil where it has to be looked up.
+func (s *Server) remembered(hash *[32]byte, live uint64, now time.Time) *credential {
+	if s.cfg.Auth.NoCredentialCache {
+		return nil
+	}
+	return s.credentials.get(hash, live, s.state.Epoch(), now.UnixMilli())
 }
 
 // reject spends from the address for a credential that failed, and gives the answer: p, or the 429 or 503 of the address.
@@ -216,7 +224,7 @@ func (c *call) resolve(raw []byte, hash [32]byte) (*credential, error) {
 		c.peekAddress()
 		return nil, err
 	}
-	if cred.bucket != (limiter.BucketID{}) { // else the limiter is not there yet, and its buckets have no names
+	if !s.cfg.Auth.NoCredentialCache && cred.bucket != (limiter.BucketID{}) { // else the limiter is not there yet, and its buckets have no names
 		s.credentials.put(cred)
 	}
 	return cred, nil

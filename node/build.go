@@ -73,6 +73,7 @@ func (n *Node) apiConfig() (authapi.Config, error) {
 			CookieSessions:      c.Auth.CookieSessions,
 			AuditRetention:      time.Duration(c.Auth.AuditRetention),
 			ImportedKeyPrefixes: slices.Clone(c.Auth.ImportedKeyPrefixes),
+			NoCredentialCache:   !c.Auth.CredentialCache,
 			Argon2: authapi.Argon2Config{
 				MemoryKiB:   uint32(c.Auth.Argon2.MemoryKiB),
 				Iterations:  uint32(c.Auth.Argon2.Iterations),

@@ -280,6 +280,7 @@ type AuthConfig struct {
 	AuditRetention    Duration `toml:"audit_retention"`
 	// ImportedKeyPrefixes is how keys of other programs begin that were imported by their hash.
 	ImportedKeyPrefixes []string     `toml:"imported_key_prefixes"`
+	CredentialCache     bool         `toml:"credential_cache"` // false for measurements
 	Argon2              Argon2Config `toml:"argon2"`
 }
 

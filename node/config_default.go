@@ -84,6 +84,7 @@ func DefaultConfig() Config {
 			MaxSessions:         20,
 			AuditRetention:      Duration(2160 * time.Hour),
 			ImportedKeyPrefixes: []string{},
+			CredentialCache:     true,
 			Argon2:              Argon2Config{MemoryKiB: 19456, Iterations: 2, Parallelism: 1},
 		},
 		OAuth: OAuthConfig{
