@@ -114,6 +114,7 @@ func (g *generator) step(ctx context.Context, rate float64, round int) (*Step, e
 		}
 	}
 	g.load.Progress(LoadProgress{Doing: what})
+	g.load.Progress(LoadProgress{Begun: true})
 	c := &collector{sum: newCountSet(len(g.endpoints), len(g.scenarios)), fresh: newCountSet(len(g.endpoints), len(g.scenarios))}
 	run, err := g.run(ctx, rate, g.load.Duration, c)
 	step := c.step(g, rate, round, run)

@@ -67,6 +67,7 @@ type Share struct {
 // LoadProgress is one step of a measurement; one field is set.
 type LoadProgress struct {
 	Doing  string
+	Begun  bool // what is counted of a step begins, after its warm-up
 	Second *Second
 	Step   *Step
 }

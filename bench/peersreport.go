@@ -42,6 +42,9 @@ type PeerRound struct {
 	Admitted   int64   `json:"admitted"`
 	Refused    int64   `json:"refused"`
 	Failed     int64   `json:"failed"`
+	// CPU time for each answer, of the server's processes and of this program; 0 where it is not known.
+	ServerMicros float64 `json:"server_cpu_us,omitempty"`
+	ClientMicros float64 `json:"client_cpu_us,omitempty"`
 }
 
 // Spread is the median of some values with the least and the greatest.

@@ -62,6 +62,14 @@ type plan struct {
 	asJSON                           bool
 	output, html                     string
 	stderr                           io.Writer
+
+	// Of the table of all promises: which rows ("" for all), what a flood is spread over, the addresses of the load at hand (0: one), and
+	// the command line.
+	whole     bool
+	only      string
+	addresses int
+	flood     int
+	command   []string
 }
 
 func parse(args []string, stderr io.Writer) (*plan, error) {
@@ -84,6 +92,9 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 	flags.BoolVar(&p.asJSON, "json", false, "print the report as JSON")
 	flags.StringVar(&p.output, "output", "", "file to write the report into as JSON as well")
 	flags.StringVar(&p.html, "html", "", "file to write the report into as a page as well")
+	flags.BoolVar(&p.whole, "table", false, "measure every row of the table of promises and print its ratios")
+	flags.StringVar(&p.only, "only", "", "rows of -table whose names contain this")
+	flags.IntVar(&p.addresses, "addresses", 1_000_000, "addresses of the flood of -table")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, err
@@ -93,6 +104,19 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 	wrong := func(format string, args ...any) (*plan, error) { return nil, &usageError{fmt.Sprintf(format, args...)} }
 	if flags.NArg() > 0 {
 		return wrong("unexpected argument %q", flags.Arg(0))
+	}
+	set := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { set[f.Name] = true })
+	for _, name := range []string{"scenario", "peers", "nodes", "limit", "window", "gubernator", "json", "html"} {
+		if p.whole && set[name] {
+			return wrong("-table: its rows say what -%s would", name)
+		}
+	}
+	if !p.whole && (set["only"] || set["addresses"]) {
+		return wrong("-only and -addresses are for -table")
+	}
+	if p.addresses < 1 || p.addresses > bench.MaxAddresses {
+		return wrong("-addresses: want 1 to %d, not %d", bench.MaxAddresses, p.addresses)
 	}
 	if *names != "" {
 		p.peers = strings.Split(*names, ",")
@@ -128,6 +152,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	p, err := parse(args, stderr)
 	if err != nil {
 		return err
+	}
+	p.command = bench.WithoutSecrets(append([]string{"peers"}, args...))
+	if p.whole {
+		return p.table(ctx, stdout)
 	}
 	report, err := p.run(ctx, bench.WithoutSecrets(append([]string{"peers"}, args...)))
 	if report == nil {
@@ -220,16 +248,30 @@ func commitOf(ctx context.Context) string {
 
 // measure sends one round.
 func (p *plan) measure(ctx context.Context, s *server) (bench.PeerRound, bench.Cluster, error) {
+	var first, last usage
+	var ownFirst, ownLast time.Duration
 	report, err := bench.Load{
 		Targets: s.targets, Scenario: p.scenario, Duration: p.duration, Warmup: cmpOr(p.warmup, -1), Concurrency: p.concurrency, Keys: p.keys,
-		Distribution: p.distribution, Limit: p.limit, Window: p.window, APIKeys: s.keys, Check: s.check, Nodes: len(s.targets),
+		Distribution: p.distribution, Limit: p.limit, Window: p.window, APIKeys: s.keys, Token: s.token, Check: s.check, Nodes: len(s.targets), Addresses: p.flood,
+		Progress: func(done bench.LoadProgress) {
+			switch {
+			case done.Begun:
+				first, ownFirst = s.usage(), ownCPU()
+			case done.Step != nil:
+				last, ownLast = s.usage(), ownCPU()
+			}
+		},
 	}.Run(ctx)
 	if err != nil {
 		return bench.PeerRound{}, bench.Cluster{}, err
 	}
 	f := &report.Steps[0].Figures
+	each := func(d time.Duration) float64 {
+		return float64(d.Microseconds()) / float64(max(f.Admitted+f.Refused+f.Failed, 1))
+	}
 	return bench.PeerRound{
 		Throughput: f.Throughput, P50Micros: f.Latency.P50Micros, P99Micros: f.Latency.P99Micros, Admitted: f.Admitted, Refused: f.Refused, Failed: f.Failed,
+		ServerMicros: each(last.cpu - first.cpu), ClientMicros: each(ownLast - ownFirst),
 	}, report.Provenance.Cluster, nil
 }
 

@@ -67,8 +67,10 @@ type server struct {
 	targets   []string
 	version   string
 	keys      []string // API keys to send; none: keys are made by its API
+	token     string   // access token to send; "": those of new accounts
 	check     *bench.CheckRequest
 	processes []*process
+	behind    *server // what it asks; nil for none
 }
 
 // stop ends its processes, the last one first.
@@ -281,17 +283,22 @@ func startReady(ctx context.Context, s *server, program string, variables []stri
 
 // startSluice starts a cluster whose limits for accounts are out of the way: it is the keys' that are measured.
 func startSluice(ctx context.Context, p *plan, dir string) (*server, error) {
+	return startCluster(ctx, p, dir, p.nodes)
+}
+
+// startCluster is startSluice for a number of nodes, with further settings as NAME=VALUE.
+func startCluster(ctx context.Context, p *plan, dir string, nodes int, variables ...string) (*server, error) {
 	program, err := sluiceProgram(ctx, p, dir)
 	if err != nil {
 		return nil, err
 	}
-	port, err := freePort(p.nodes)
+	port, err := freePort(nodes)
 	if err != nil {
 		return nil, err
 	}
 	return startReady(ctx, &server{version: versionOf(ctx, program, "version")}, program,
-		[]string{"SLUICE_LIMITS__ANONYMOUS__LIMIT=1000000000", "SLUICE_LIMITS__USER__LIMIT=1000000000"},
-		"dev", "--nodes", strconv.Itoa(p.nodes), "--port", strconv.Itoa(port), "--dir", filepath.Join(dir, "dev"))
+		append([]string{"SLUICE_LIMITS__ANONYMOUS__LIMIT=1000000000", "SLUICE_LIMITS__USER__LIMIT=1000000000"}, variables...),
+		"dev", "--nodes", strconv.Itoa(nodes), "--port", strconv.Itoa(port), "--dir", filepath.Join(dir, "dev"))
 }
 
 func startRedis(ctx context.Context, p *plan, dir string) (*server, error) {
