@@ -228,6 +228,14 @@ func (cl claims) plausible(issued, expires int64, now time.Time) (claims, error)
 	return cl, nil
 }
 
+// base64URL are the characters of base64url: a token has hundreds of them, and each is looked at.
+var base64URL = func() (is [256]bool) {
+	for _, c := range "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_" {
+		is[c] = true
+	}
+	return is
+}()
+
 // tokenForm says whether b is three parts of unpadded base64url. Go's decoder alone would skip line breaks.
 func tokenForm(b []byte) bool {
 	dots, part := 0, 0
@@ -239,7 +247,7 @@ func tokenForm(b []byte) bool {
 			}
 			dots++
 			part = 0
-		case isBase62(c) || c == '-' || c == '_':
+		case base64URL[c]:
 			part++
 		default:
 			return false

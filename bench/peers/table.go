@@ -140,6 +140,13 @@ func (p *plan) measureRow(ctx context.Context, r *row, home string) error {
 			}
 		}
 	}
+	if r.addresses > 0 {
+		// What a server keeps once it is busy is not for addresses.
+		q.flood = 1000
+		if _, _, err := q.measure(ctx, servers[1]); err != nil {
+			return fmt.Errorf("warm the subject up: %w", err)
+		}
+	}
 	q.flood = r.addresses
 	before, asked := servers[1].usage().resident, int64(0)
 	for round := range p.rounds {
