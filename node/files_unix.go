@@ -20,5 +20,5 @@ func raiseFiles() (uint64, error) {
 			limit = raised
 		}
 	}
-	return min(uint64(limit.Cur), math.MaxInt32), nil
+	return min(limit.Cur, math.MaxInt32), nil
 }

@@ -407,7 +407,7 @@ func TestGossip_AlteredStreams(t *testing.T) {
 		}
 		rest := make([]byte, binary.BigEndian.Uint32(genuine[want-4:]))
 		if _, err := io.ReadFull(conn, rest); err == nil {
-			heard <- append(genuine, rest...)
+			heard <- slices.Concat(genuine, rest)
 		}
 	}()
 	if _, err := a.list.Join([]string{ear.Addr().String()}); err == nil {

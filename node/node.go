@@ -160,6 +160,9 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
+	if n.files, n.cfg.HTTP.MaxConns, err = checkFiles(&n.cfg, raiseFiles, n.log); err != nil {
+		return nil, err
+	}
 	if err := n.openStores(); err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func NewPeerAuthority(cluster string, life time.Duration, now time.Time) (PeerPa
 	return issue(template, nil, nil)
 }
 
-// ErrPeerAuthority: what was given is no authority that could sign.
+// ErrPeerAuthority is of what was given and is no authority that could sign.
 var ErrPeerAuthority = errors.New("not an authority's certificate and key")
 
 // NewPeerCertificate makes the certificate of one node, signed by an authority as NewPeerAuthority makes one, or by any other whose

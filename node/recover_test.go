@@ -64,7 +64,7 @@ func TestRecover_FromOneOfThree(t *testing.T) {
 	if err != nil || said.Done || said.Node != id || said.Cluster != before || len(said.Members) != 3 || len(said.Lost) != 2 || slices.Contains(said.Lost, id) || said.Backup != "" {
 		t.Fatalf("what would be done: %+v, %v", said, err)
 	}
-	if until := said.SharesFrom.Sub(time.Now()); until < 8*time.Minute || until > 9*time.Minute {
+	if until := time.Until(said.SharesFrom); until < 8*time.Minute || until > 9*time.Minute {
 		t.Errorf("shares from in %s on", until)
 	}
 	if _, err := node.Recover(survivor.Config, node.RecoverOptions{DeadSince: time.Now().Add(time.Hour), Logger: slog.New(slog.DiscardHandler)}); err == nil {

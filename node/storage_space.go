@@ -20,7 +20,7 @@ func diskSpace(path string) (DiskSpace, error) {
 		}
 		break
 	}
-	space := DiskSpace{Free: int64(st.Bavail) * int64(st.Bsize), Size: int64(st.Blocks) * int64(st.Bsize), Inodes: -1}
+	space := DiskSpace{Free: int64(st.Bavail) * st.Bsize, Size: int64(st.Blocks) * st.Bsize, Inodes: -1}
 	if st.Files > 0 {
 		space.Inodes = int64(st.Ffree)
 	}

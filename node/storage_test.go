@@ -85,6 +85,11 @@ func TestStorage_LowDisk(t *testing.T) {
 	t.Parallel()
 	free := roomy(3)
 	c := nodetest.Start(t, 3, nodetest.WithOptions(free.options))
+	for _, m := range c.Members {
+		if limit, needed := m.Node.Files(); limit == 0 || needed == 0 {
+			t.Errorf("files: limit %d, needed %d", limit, needed)
+		}
+	}
 	first := c.Leader()
 	low := c.Members[first].Node
 	spared := c.Followers()[0]

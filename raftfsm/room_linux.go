@@ -14,7 +14,7 @@ func reserveFile(path string, size int64) error {
 	}
 	const keepSize = 1 // FALLOC_FL_KEEP_SIZE
 	for {
-		if err = syscall.Fallocate(int(file.Fd()), keepSize, 0, size); err != syscall.EINTR {
+		if err = syscall.Fallocate(int(file.Fd()), keepSize, 0, size); !errors.Is(err, syscall.EINTR) {
 			return errors.Join(err, file.Close())
 		}
 	}

@@ -18,7 +18,7 @@ func raiseLevel(b *batch, c state.RaiseLevel) state.Result {
 		level = old.Level
 	}
 	if c.Level > level {
-		b.store(keyLevel, state.ClusterLevel{Level: c.Level})
+		b.store(keyLevel, state.ClusterLevel(c))
 		b.announce, b.settle = true, true
 	}
 	return state.Result{}
