@@ -76,13 +76,13 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 	p := &plan{stderr: stderr}
 	flags := flag.NewFlagSet("peers", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.StringVar(&p.scenario, "scenario", "verify-key", "verify-key, or limits-check")
+	flags.StringVar(&p.scenario, "scenario", "verify-key", "verify-key, limits-check, or create-key, which is compared with bare Raft")
 	flags.StringVar(&p.distribution, "distribution", bench.Uniform, "of keys over requests: uniform or zipf")
 	names := flags.String("peers", "", "which, joined by commas, of "+strings.Join(peerNames(), ", ")+" (default: all that can be started)")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds, each of all peers")
-	flags.IntVar(&p.concurrency, "concurrency", 32, "requests in flight")
+	flags.IntVar(&p.concurrency, "concurrency", 32, "requests in flight; 128 for create-key, unless given")
 	flags.IntVar(&p.keys, "keys", 100, "keys that requests are spread over")
-	flags.IntVar(&p.nodes, "nodes", 1, "nodes of the Sluice cluster (1 to 9)")
+	flags.IntVar(&p.nodes, "nodes", 1, "nodes of the Sluice cluster (1 to 9); 3 for create-key, unless given")
 	flags.Int64Var(&p.limit, "limit", bench.MaxLimit, "limit of each key")
 	flags.Int64Var(&p.window, "window", 1, "window of the limits in seconds; 1 or 60, which all peers have")
 	flags.DurationVar(&p.duration, "duration", 3*time.Second, "of a round of one peer")
@@ -118,6 +118,14 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 	if p.addresses < 1 || p.addresses > bench.MaxAddresses {
 		return wrong("-addresses: want 1 to %d, not %d", bench.MaxAddresses, p.addresses)
 	}
+	if p.scenario == createKey {
+		if !set["nodes"] {
+			p.nodes = 3
+		}
+		if !set["concurrency"] {
+			p.concurrency = 128
+		}
+	}
 	if *names != "" {
 		p.peers = strings.Split(*names, ",")
 	}
@@ -126,9 +134,14 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 			return wrong("-peers: there is no %q; there are %s", name, strings.Join(peerNames(), ", "))
 		}
 	}
+	for _, peer := range allPeers() {
+		if slices.Contains(p.peers, peer.name) && peer.name != gubernatorName && !peer.does(p.scenario) {
+			return wrong("-peers: %s has no %s", peer.name, p.scenario)
+		}
+	}
 	switch {
-	case p.scenario != "verify-key" && p.scenario != "limits-check":
-		return wrong("-scenario: want verify-key or limits-check, not %q", p.scenario)
+	case p.scenario != "verify-key" && p.scenario != "limits-check" && p.scenario != createKey:
+		return wrong("-scenario: want verify-key, limits-check or create-key, not %q", p.scenario)
 	case p.rounds < 1 || p.rounds > 100:
 		return wrong("-rounds: want 1 to 100, not %d", p.rounds)
 	case p.nodes < 1 || p.nodes > 9:
@@ -146,8 +159,13 @@ func parse(args []string, stderr io.Writer) (*plan, error) {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == redisFrontCommand {
-		return redisFront(ctx, args[1:], stdout)
+	if len(args) > 0 {
+		switch args[0] {
+		case redisFrontCommand:
+			return redisFront(ctx, args[1:], stdout)
+		case raftNodeCommand:
+			return raftNode(ctx, args[1:], stdout)
+		}
 	}
 	p, err := parse(args, stderr)
 	if err != nil {
@@ -195,6 +213,9 @@ func (p *plan) run(ctx context.Context, command []string) (report *bench.PeersRe
 		Concurrency: p.concurrency, Seconds: p.duration.Seconds(), Keys: p.keys, Reference: floorName, Subject: sluiceName,
 	}
 	report.Provenance.Cluster.Nodes = p.nodes
+	if p.scenario == createKey {
+		report.Reference = raftName
+	}
 	var servers []*server
 	defer func() {
 		for _, s := range slices.Backward(servers) {
@@ -202,7 +223,7 @@ func (p *plan) run(ctx context.Context, command []string) (report *bench.PeersRe
 		}
 	}()
 	for _, peer := range allPeers() {
-		if len(p.peers) > 0 && !slices.Contains(p.peers, peer.name) {
+		if len(p.peers) > 0 && !slices.Contains(p.peers, peer.name) || !peer.does(p.scenario) {
 			continue
 		}
 		fmt.Fprintf(p.stderr, "peers: starting %s\n", peer.name)
@@ -248,6 +269,10 @@ func commitOf(ctx context.Context) string {
 
 // measure sends one round.
 func (p *plan) measure(ctx context.Context, s *server) (bench.PeerRound, bench.Cluster, error) {
+	if s.load != nil {
+		round, err := s.load(ctx)
+		return round, bench.Cluster{}, err
+	}
 	var first, last usage
 	var ownFirst, ownLast time.Duration
 	report, err := bench.Load{

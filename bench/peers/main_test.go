@@ -63,11 +63,36 @@ func TestPeers_AllLimit(t *testing.T) {
 				}
 			}
 		}
-		if !names[floorName] || !names[sluiceName] || len(report.Peers)+len(report.Notes) != len(allPeers()) {
+		if !names[floorName] || !names[sluiceName] || len(report.Peers)+len(report.Notes) != countOf(scenario) {
 			t.Errorf("%s: peers %v, notes %v", scenario, names, report.Notes)
 		}
 		if c := report.Provenance.Cluster; c.Nodes != 1 || c.Fsync != "always" {
 			t.Errorf("%s: cluster %+v", scenario, c)
+		}
+	}
+}
+
+// countOf is how many peers a scenario has.
+func countOf(scenario string) (n int) {
+	for _, p := range allPeers() {
+		if p.does(scenario) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestPeers_Writes measures the creation of keys against bare Raft.
+func TestPeers_Writes(t *testing.T) {
+	report := peers(t, "-scenario", "create-key", "-nodes", "3")
+	if len(report.Peers) != 2 || report.Reference != raftName || report.Peers[0].Name != raftName || report.Provenance.Cluster.Nodes != 3 {
+		t.Fatalf("%+v", report)
+	}
+	for _, p := range report.Peers {
+		for _, r := range p.Rounds {
+			if r.Failed+r.Refused > 0 || r.Admitted == 0 || r.P99Micros < r.P50Micros || r.P50Micros <= 0 {
+				t.Errorf("%s: %+v", p.Name, r)
+			}
 		}
 	}
 }
@@ -126,7 +151,7 @@ func TestPeers_Gubernator(t *testing.T) {
 func TestParse_Mistakes(t *testing.T) {
 	t.Parallel()
 	for want, args := range map[string][]string{
-		"there is no \"memcached\"": {"-peers", "floor,memcached"}, "-scenario: want": {"-scenario", "login"}, "-rounds: want": {"-rounds", "0"},
+		"there is no \"memcached\"": {"-peers", "floor,memcached"}, "-scenario: want": {"-scenario", "login"}, "redis has no create-key": {"-scenario", "create-key", "-peers", "raft,redis"}, "-rounds: want": {"-rounds", "0"},
 		"-nodes: want": {"-nodes", "10"}, "-window: want": {"-window", "5"}, "unexpected argument": {"x"}, "its URL is needed": {"-peers", "gubernator"},
 		"limits-check alone": {"-gubernator", "http://x"}, "not defined": {"-loud"},
 	} {

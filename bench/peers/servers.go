@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,21 +33,35 @@ const (
 	gubernatorName = "gubernator"
 )
 
+// createKey is the scenario of writes.
+const createKey = "create-key"
+
 // peer is a kind of server.
 type peer struct {
 	name, describe string
 	start          func(ctx context.Context, p *plan, dir string) (*server, error)
+	writes         bool // takes writes
+	checks         bool // answers checks
 }
 
 func allPeers() []peer {
 	return []peer{
-		{floorName, "fasthttp with an admitted request's headers, without any work", startFloor},
-		{sluiceName, "this project", startSluice},
-		{redisName, "central Redis, go-redis/redis_rate behind fasthttp", startRedis},
-		{nginxName, "limit_req, in the memory of one machine", startNginx},
-		{haproxyName, "stick-table, in the memory of one machine", startHAProxy},
-		{gubernatorName, "by URL", startGubernator},
+		{floorName, "fasthttp with an admitted request's headers, without any work", startFloor, false, true},
+		{raftName, "hashicorp/raft over TLS on the same log store, callers in the leader's process, no state", startRaft, true, false},
+		{sluiceName, "this project", startSluice, true, true},
+		{redisName, "central Redis, go-redis/redis_rate behind fasthttp", startRedis, false, true},
+		{nginxName, "limit_req, in the memory of one machine", startNginx, false, true},
+		{haproxyName, "stick-table, in the memory of one machine", startHAProxy, false, true},
+		{gubernatorName, "by URL", startGubernator, false, true},
 	}
+}
+
+// does reports whether a peer can be measured at a scenario.
+func (p *peer) does(scenario string) bool {
+	if scenario == createKey {
+		return p.writes
+	}
+	return p.checks
 }
 
 func peerNames() []string {
@@ -71,6 +86,8 @@ type server struct {
 	check     *bench.CheckRequest
 	processes []*process
 	behind    *server // what it asks; nil for none
+	// load, where not nil, sends one round in place of the client over HTTP.
+	load func(ctx context.Context) (bench.PeerRound, error)
 }
 
 // stop ends its processes, the last one first.
@@ -215,6 +232,20 @@ func find(name, packageName string) (string, error) {
 		}
 	}
 	return "", &missingError{fmt.Sprintf("%s is not installed: apt-get install %s", name, packageName)}
+}
+
+// moduleVersion is that of a module which this program is made of, "" where it does not know.
+func moduleVersion(path string) string {
+	info, _ := debug.ReadBuildInfo()
+	if info == nil {
+		return ""
+	}
+	for _, module := range info.Deps {
+		if module.Path == path {
+			return module.Version
+		}
+	}
+	return ""
 }
 
 // versionOf is the first line that a program says of itself.
