@@ -169,8 +169,14 @@ func Open(ctx context.Context, cfg Config, opts ...Option) (_ *Node, err error) 
 	n.wg.Go(func() { n.storage.watchSpace(n.ctx) })
 	n.wg.Go(func() { n.watchOffice(n.ctx) })
 	n.wg.Go(func() { n.collectValueLog(n.ctx) })
-	n.proposer = newProposer(n.data.NodeID, n.consensus.Load, func(ctx context.Context, leader string, envelope []byte) (state.Result, error) {
-		return n.rpc.forward(ctx, leader, envelope)
+	n.proposer = newProposer(n.data.NodeID, n.consensus.Load, &forwarder{
+		base: n.ctx,
+		many: func(ctx context.Context, leader string, envelopes [][]byte) ([]forwardReply, error) {
+			return n.rpc.forwards(ctx, leader, envelopes)
+		},
+		one: func(ctx context.Context, leader string, envelope []byte) (state.Result, error) {
+			return n.rpc.forward(ctx, leader, envelope)
+		},
 	}, o.clock)
 	n.proposer.standby, n.proposer.admit = n.storage.retired, n.storage.admit
 	n.freshness = newFreshness(n.confirm, n.fsm.WaitApplied, time.Duration(cfg.Auth.MaxStaleness))

@@ -33,7 +33,7 @@ const (
 type proposer struct {
 	self      string
 	consensus func() *consensus // nil before Raft runs and after it was closed
-	forward   func(ctx context.Context, leader string, envelope []byte) (state.Result, error)
+	forwarder *forwarder
 	now       func() time.Time
 
 	done, unavailable, unknown atomic.Uint64 // by outcome
@@ -45,9 +45,9 @@ type proposer struct {
 	own, foreign *slots
 }
 
-func newProposer(self string, consensus func() *consensus, forward func(context.Context, string, []byte) (state.Result, error), now func() time.Time) *proposer {
+func newProposer(self string, consensus func() *consensus, forwarder *forwarder, now func() time.Time) *proposer {
 	return &proposer{
-		self: self, consensus: consensus, forward: forward, now: now,
+		self: self, consensus: consensus, forwarder: forwarder, now: now,
 		standby: func() string { return "" }, admit: func(state.Command) error { return nil },
 		own: newSlots(maxProposals), foreign: newSlots(maxProposals), took: histogram.New(histogram.SlowBounds),
 	}
@@ -170,9 +170,7 @@ func (p *proposer) attempt(ctx context.Context, k *consensus, cmd state.Command,
 	if leader == "" || leader == p.self {
 		return state.Result{}, errNotLeader
 	}
-	ctx, release := k.under(ctx, leader)
-	defer release()
-	return p.forward(ctx, leader, envelope)
+	return p.forwarder.forward(ctx, leader, envelope, k.under)
 }
 
 // serve applies a command that a peer forwarded. The bytes are decoded first: what does not decode would stop every

@@ -174,6 +174,7 @@ func newRPCServer(service peerService, creds PeerCredentials, calls *slots, trac
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathHello, s.hello)
 	mux.HandleFunc("POST "+pathForward, s.forward)
+	mux.HandleFunc("POST "+pathForwards, s.forwards)
 	mux.HandleFunc("POST "+pathBarrier, s.barrier)
 	mux.HandleFunc("POST "+pathJoin, rpcCall(s, maxJoinBytes, s.service.serveJoin))
 	mux.HandleFunc("GET "+pathApplied, s.applied)
@@ -328,24 +329,31 @@ func (s *rpcServer) answer(w http.ResponseWriter, v any) {
 }
 
 func (s *rpcServer) fail(w http.ResponseWriter, err error) {
-	var refused *refusedError
-	outcome, status, text := outcomeUnknown, http.StatusGatewayTimeout, ""
-	switch {
-	case errors.Is(err, errNotLeader):
-		outcome, status = outcomeNotLeader, http.StatusMisdirectedRequest
+	outcome, status, text := outcomeOf(err)
+	if outcome == outcomeNotLeader {
 		w.Header().Set(headerLeader, s.service.leaderID())
-	case errors.Is(err, errUnavailable):
-		outcome, status = outcomeUnavailable, http.StatusServiceUnavailable
-		var early *notYetError
-		if errors.As(err, &early) {
-			text = early.reason
-		}
-	case errors.As(err, &refused):
-		outcome, status, text = outcomeRefused, http.StatusConflict, refused.reason
 	}
 	w.Header().Set(headerOutcome, outcome)
 	w.WriteHeader(status)
 	io.WriteString(w, text)
+}
+
+// outcomeOf is how an error of the service is told to the caller.
+func outcomeOf(err error) (outcome string, status int, text string) {
+	var refused *refusedError
+	switch {
+	case errors.Is(err, errNotLeader):
+		return outcomeNotLeader, http.StatusMisdirectedRequest, ""
+	case errors.Is(err, errUnavailable):
+		var early *notYetError
+		if errors.As(err, &early) {
+			text = early.reason
+		}
+		return outcomeUnavailable, http.StatusServiceUnavailable, text
+	case errors.As(err, &refused):
+		return outcomeRefused, http.StatusConflict, refused.reason
+	}
+	return outcomeUnknown, http.StatusGatewayTimeout, ""
 }
 
 // rpcClient calls peers. A target is a node id or a host:port. Safe for concurrent use.
