@@ -19,7 +19,10 @@ import (
 // A storage error sticks in err and makes everything after it a no-op, so that the rules read without error handling;
 // whoever drives the batch looks at err before anything is kept.
 type batch struct {
-	txn  *badger.Txn // read only
+	txn *badger.Txn // read only
+	// seen are records that txn was asked for: entries of one batch ask for the same organization, caller and chain of
+	// the audit again and again. What was not there is not kept.
+	seen map[string][]byte
 	done map[string][]byte
 	cmd  map[string][]byte // nil value: deleted
 	size int               // estimate of done, as Badger counts
@@ -38,9 +41,13 @@ type batch struct {
 	rekeyed   bool
 }
 
+// maxSeen bounds batch.seen; commands that read many records read each once.
+const maxSeen = 256
+
 func newBatch(db *badger.DB, at applied) *batch {
 	return &batch{
 		txn:  db.NewTransaction(false),
+		seen: make(map[string][]byte),
 		done: make(map[string][]byte),
 		cmd:  make(map[string][]byte),
 		at:   at,
@@ -50,7 +57,7 @@ func newBatch(db *badger.DB, at applied) *batch {
 // newBatchFrom takes over the changes of the entry at work; the caller gives it a transaction.
 func newBatchFrom(b *batch) *batch {
 	next := &batch{
-		done: make(map[string][]byte), cmd: b.cmd, at: b.at,
+		seen: make(map[string][]byte), done: make(map[string][]byte), cmd: b.cmd, at: b.at,
 		raise: b.raise, announce: b.announce, rename: b.rename, settle: b.settle, rekey: b.rekey,
 	}
 	b.cmd = nil
@@ -80,9 +87,15 @@ func (b *batch) get(key []byte) []byte {
 	if value, ok := b.done[string(key)]; ok {
 		return value
 	}
+	if value, ok := b.seen[string(key)]; ok {
+		return value
+	}
 	value, err := read(b.txn, key)
 	if err != nil {
 		b.fail(err)
+	}
+	if value != nil && len(b.seen) < maxSeen {
+		b.seen[string(key)] = value
 	}
 	return value
 }
