@@ -18,12 +18,14 @@ type Config struct {
 	Cluster Cluster
 	Limits  Limits
 	Sealer  Sealer
-	Clock   Clock        // nil: time.Now
-	Logger  *slog.Logger // nil: discards
-	Tracer  trace.Tracer // nil: requests are not traced, and traceparent passes gateway routes as it is
-	Version string       // shown by /api/v1/health
-	NodeID  string
-	Members func() int // of the cluster, as Gubernator's clients are told; nil: this node alone
+	// HashWorker, where not nil, hashes passwords elsewhere.
+	HashWorker HashWorker
+	Clock      Clock        // nil: time.Now
+	Logger     *slog.Logger // nil: discards
+	Tracer     trace.Tracer // nil: requests are not traced, and traceparent passes gateway routes as it is
+	Version    string       // shown by /api/v1/health
+	NodeID     string
+	Members    func() int // of the cluster, as Gubernator's clients are told; nil: this node alone
 	// MayReset says whether a client may have a bucket reset: the cluster remembers resets, and not any number. nil: always.
 	MayReset func(limiter.BucketID) bool
 

@@ -45,7 +45,12 @@ func checkImportedHash(encoded string) string {
 }
 
 // checkBcrypt compares in a time that does not depend on where the two differ. It runs in a slot of its caller's.
-func checkBcrypt(encoded, password string) (bool, error) {
+func (p *passwords) checkBcrypt(encoded, password string) (bool, error) {
+	if p.elsewhere != nil && checkImportedHash(encoded) == "" {
+		if ok, err := p.elsewhere.Bcrypt([]byte(encoded), []byte(password)); err == nil {
+			return ok, nil
+		}
+	}
 	err := bcrypt.CompareHashAndPassword([]byte(encoded), []byte(password))
 	if errors.Is(err, bcrypt.ErrMismatchedHashAndPassword) {
 		return false, nil

@@ -45,16 +45,34 @@ type passwords struct {
 	// rejected found the queue full, or had no turn in time. waits are of those that got one, hashes without the wait.
 	rejected      atomic.Uint64
 	waits, hashes *histogram.Histogram
+	// elsewhere hashes in another process, where it can; nil: this one does.
+	elsewhere HashWorker
 	// dummy is the hash that stands in for accounts that have none.
 	dummy phc
 }
 
+// HashWorker computes password hashes where they do not compete with requests. An error means that it cannot at this
+// moment; the caller does it then. Safe for concurrent use; hashworker.Process is one.
+type HashWorker interface {
+	// Argon2id is argon2.IDKey.
+	Argon2id(password, salt []byte, iterations, memoryKiB uint32, parallelism, length uint8) ([]byte, error)
+	// Bcrypt says whether a well-formed bcrypt hash was made of password.
+	Bcrypt(hash, password []byte) (bool, error)
+}
+
+// HashesAtOnce is how many password hashes a node computes at a time: half the cores unless the configuration says another
+// number, and no more than an eighth of the memory that this process may use holds.
+func HashesAtOnce(cfg Argon2Config) int {
+	if cfg.Workers > 0 {
+		return cfg.Workers
+	}
+	each := int64(max(cfg.MemoryKiB, hashFloor.memoryKiB)) << 10
+	return int(max(min(int64(runtime.GOMAXPROCS(0)/2), availableMemory()/8/each), 1))
+}
+
 func newPasswords(s *Server) *passwords {
 	cfg := s.cfg.Auth.Argon2
-	workers := cfg.Workers
-	if workers <= 0 {
-		workers = max(runtime.GOMAXPROCS(0)/2, 1)
-	}
+	workers := HashesAtOnce(cfg)
 	queue := cfg.Queue
 	if queue <= 0 {
 		queue = queuePerWorker * workers
@@ -68,6 +86,7 @@ func newPasswords(s *Server) *passwords {
 		slots: make(chan struct{}, workers),
 		queue: int64(queue),
 		waits: histogram.New(histogram.SlowBounds), hashes: histogram.New(histogram.SlowBounds),
+		elsewhere: s.cfg.HashWorker,
 	}
 	p.dummy = phc{params: p.params, salt: make([]byte, hashSaltLen), hash: make([]byte, hashLen)}
 	rand.Read(p.dummy.salt)
@@ -114,7 +133,7 @@ func (p *passwords) hash(ctx context.Context, password string) (string, error) {
 	defer p.release(time.Now())
 	h := phc{params: p.params, salt: make([]byte, hashSaltLen)}
 	rand.Read(h.salt)
-	h.hash = h.params.derive(password, h.salt, hashLen)
+	h.hash = p.derive(h.params, password, h.salt, hashLen)
 	return h.String(), nil
 }
 
@@ -128,7 +147,7 @@ func (p *passwords) check(ctx context.Context, encoded, password string) (bool, 
 			return false, err
 		}
 		defer p.release(time.Now())
-		ok, err := checkBcrypt(encoded, password)
+		ok, err := p.checkBcrypt(encoded, password)
 		if err != nil {
 			err = fmt.Errorf("read password hash: %w", err)
 		}
@@ -144,11 +163,17 @@ func (p *passwords) check(ctx context.Context, encoded, password string) (bool, 
 		return false, err
 	}
 	defer p.release(time.Now())
-	got := h.params.derive(password, h.salt, len(h.hash))
+	got := p.derive(h.params, password, h.salt, len(h.hash))
 	return subtle.ConstantTimeCompare(got, h.hash) == 1 && real, nil
 }
 
-func (h hashParams) derive(password string, salt []byte, n int) []byte {
+// derive computes argon2id, in the other process if there is one. It runs in a slot of its caller's.
+func (p *passwords) derive(h hashParams, password string, salt []byte, n int) []byte {
+	if p.elsewhere != nil {
+		if hash, err := p.elsewhere.Argon2id([]byte(password), salt, h.iterations, h.memoryKiB, h.parallelism, uint8(n)); err == nil {
+			return hash
+		}
+	}
 	return argon2.IDKey([]byte(password), salt, h.iterations, h.memoryKiB, h.parallelism, uint32(n))
 }
 

@@ -39,6 +39,7 @@ import (
 
 	"sluice/authapi"
 	"sluice/authapi/grpcapi"
+	"sluice/authapi/hashworker"
 	"sluice/limiter"
 	"sluice/node/tracing"
 	"sluice/raftfsm"
@@ -70,7 +71,8 @@ type Node struct {
 	rpc       *rpcClient
 	dialer    *dialer
 	api       *authapi.Server
-	tracing   *tracing.Tracing // nil where nothing is traced
+	tracing   *tracing.Tracing    // nil where nothing is traced
+	hashing   *hashworker.Process // nil: in this process
 	admin     *adminServer
 	limits    limits
 	probation probation
@@ -305,6 +307,7 @@ func (n *Node) listen() error {
 		config.TLS = n.certificates.config()
 		n.wg.Go(func() { n.certificates.watch(n.ctx) })
 	}
+	n.startHashing(&config)
 	if n.api, err = authapi.New(config); err != nil {
 		return err
 	}

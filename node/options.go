@@ -20,6 +20,9 @@ type options struct {
 	resolver *net.Resolver
 	space    func(string) (DiskSpace, error)
 	logs     func(LogStore) LogStore
+	// hashWorker is a program and its arguments; "": passwords are hashed in this process.
+	hashWorker     string
+	hashWorkerArgs []string
 }
 
 // WithLogger sets the logger; without it the node logs to standard error as the configuration's [log] says.
@@ -54,3 +57,9 @@ func WithPeerListener(ln net.Listener) Option { return func(o *options) { o.peer
 
 // WithAdminListener serves operators on a listener that is open already. The node closes it.
 func WithAdminListener(ln net.Listener) Option { return func(o *options) { o.admin = ln } }
+
+// WithHashWorker has passwords hashed by a program that calls hashworker.Serve, as a process beside the node; args begin with its
+// name. Without it, or with a path of "", they are hashed in this process, where they compete with requests.
+func WithHashWorker(path string, args []string) Option {
+	return func(o *options) { o.hashWorker, o.hashWorkerArgs = path, args }
+}

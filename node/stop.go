@@ -96,6 +96,9 @@ func (n *Node) Close() error {
 			}
 			cancel()
 		}
+		if n.hashing != nil {
+			add("end the hashing of passwords", n.hashing.Close())
+		}
 		if n.httpAddress != nil {
 			n.opts.http.Close() // where Serve had not begun yet
 		}

@@ -63,6 +63,7 @@ type commandLine struct {
 	Cert       certCommand       `cmd:"" help:"Make certificates for the traffic between nodes."`
 	Secret     secretCommand     `cmd:"" help:"Make secrets, and rotate the key that secrets at rest are sealed under."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
+	HashWorker hashWorkerCommand `cmd:"" hidden:"" help:"Hash passwords for a node."`
 }
 
 type configCommand struct {

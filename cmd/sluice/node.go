@@ -37,7 +37,7 @@ func (c *nodeCommand) Run(ctx context.Context, env environment) error {
 
 	opened, ended := make(chan *node.Node, 1), make(chan error, 1)
 	go func() {
-		n, err := node.Open(ctx, cfg, node.WithLogger(log), node.WithVersion(version()))
+		n, err := node.Open(ctx, cfg, node.WithLogger(log), node.WithVersion(version()), node.WithHashWorker(hashWorkerOf()))
 		if err == nil {
 			opened <- n
 			err = n.Run(ctx)
