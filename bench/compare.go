@@ -61,19 +61,30 @@ const enoughRounds = 3
 
 // samples groups steps by their rate, in the order in which they appear.
 func (r *LoadReport) samples() (samples []Figure, seconds bool) {
-	var rates []float64
-	rounds := make(map[float64][]*Step)
+	type kind struct {
+		rate   float64
+		beside string
+	}
+	var kinds []kind
+	rounds := make(map[kind][]*Step)
 	for i := range r.Steps {
 		s := &r.Steps[i]
-		if rounds[s.Rate] == nil {
-			rates = append(rates, s.Rate)
+		k := kind{rate: s.Rate}
+		if s.Beside != nil {
+			k.beside = s.Beside.Name
 		}
-		rounds[s.Rate] = append(rounds[s.Rate], s)
+		if rounds[k] == nil {
+			kinds = append(kinds, k)
+		}
+		rounds[k] = append(rounds[k], s)
 	}
-	for _, rate := range rates {
+	for _, k := range kinds {
 		name := r.Scenario + " closed loop"
-		if rate > 0 {
-			name = fmt.Sprintf("%s at %g/s", r.Scenario, rate)
+		if k.rate > 0 {
+			name = fmt.Sprintf("%s at %g/s", r.Scenario, k.rate)
+		}
+		if k.beside != "" {
+			name += " beside " + k.beside
 		}
 		throughput, p50, p99 := Figure{Name: name + ", answers/s", Higher: true}, Figure{Name: name + ", p50"}, Figure{Name: name + ", p99"}
 		put := func(t, median, tail float64) {
@@ -81,9 +92,9 @@ func (r *LoadReport) samples() (samples []Figure, seconds bool) {
 				throughput.Values, p50.Values, p99.Values = append(throughput.Values, t), append(p50.Values, median), append(p99.Values, tail)
 			}
 		}
-		few := len(rounds[rate]) < enoughRounds
+		few := len(rounds[k]) < enoughRounds
 		seconds = seconds || few
-		for _, s := range rounds[rate] {
+		for _, s := range rounds[k] {
 			if !few {
 				put(s.Throughput, s.Latency.P50Micros, s.Latency.P99Micros)
 				continue

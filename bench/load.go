@@ -39,6 +39,7 @@ type Load struct {
 	Path  string // of the gateway scenario; "": DefaultPath
 	// MaxP99, above 0, looks for the highest rate whose 99th percentile stays under it, from Rates[0] on if it is given.
 	MaxP99  time.Duration
+	Beside  *Beside       // another load beside each step; nil: none
 	Timeout time.Duration // of one request; 0: DefaultTimeout
 	// APIKeys are keys to use instead of new ones; Token is an access token to use, and to make keys with in Organization.
 	APIKeys             []string
@@ -143,6 +144,12 @@ func (l Load) withDefaults() (*Load, error) {
 	within(wrong, "warm-up", l.Warmup, 0, MaxWarmup)
 	within(wrong, "timeout", l.Timeout, 10*time.Millisecond, time.Minute)
 	within(wrong, "p99", l.MaxP99, 0, time.Minute)
+	if l.Beside != nil {
+		beside := *l.Beside
+		beside.Concurrency = cmpOr(beside.Concurrency, DefaultConnections)
+		beside.check(&l, wrong)
+		l.Beside = &beside
+	}
 	if len(l.Rates) > MaxRates {
 		wrong("rates: want at most %d of them, not %d", MaxRates, len(l.Rates))
 	}
@@ -220,6 +227,13 @@ func (l Load) Run(ctx context.Context) (report *LoadReport, err error) {
 	if err := g.reach(); err != nil {
 		return report, err
 	}
+	beside, err := newCompanion(o)
+	if err != nil {
+		return report, err
+	}
+	if beside != nil {
+		defer beside.close()
+	}
 	report.Provenance.Cluster = lookAround(ctx, o.Targets, o.Timeout, Cluster{Nodes: o.Nodes, Fsync: o.Fsync})
 
 	p := newPreparer(o)
@@ -231,7 +245,11 @@ func (l Load) Run(ctx context.Context) (report *LoadReport, err error) {
 		report.Notes = append(report.Notes, p.close(clean)...)
 	}()
 	var want needs
-	for _, s := range o.Mix {
+	scenarios := slices.Clone(o.Mix)
+	if beside != nil {
+		scenarios = append(scenarios, beside.load.Mix...)
+	}
+	for _, s := range scenarios {
 		scenario, _ := findScenario(s.Scenario)
 		n := scenario.needs
 		want.tokens, want.accounts, want.keys = want.tokens || n.tokens, want.accounts || n.accounts, want.keys || n.keys
@@ -244,14 +262,18 @@ func (l Load) Run(ctx context.Context) (report *LoadReport, err error) {
 		return report, err
 	}
 	g.equip(p.material)
+	if beside != nil {
+		beside.equip(p.material)
+	}
 	report.Subjects = o.subjects(p.material)
 	// What preparing has left behind shall not be collected while measuring.
 	runtime.GC()
 	if o.MaxP99 > 0 {
 		err = o.findMax(ctx, g, report)
 	} else {
-		err = o.measureSteps(ctx, g, report)
+		err = o.measureSteps(ctx, g, beside, report)
 	}
+	report.besideReport(o)
 	if err == nil {
 		err = report.silent()
 	}
@@ -259,7 +281,7 @@ func (l Load) Run(ctx context.Context) (report *LoadReport, err error) {
 }
 
 // measureSteps measures every step in every round.
-func (l *Load) measureSteps(ctx context.Context, g *generator, report *LoadReport) error {
+func (l *Load) measureSteps(ctx context.Context, g *generator, beside *companion, report *LoadReport) error {
 	rates := l.Rates
 	if len(rates) == 0 {
 		rates = []float64{0}
@@ -268,6 +290,20 @@ func (l *Load) measureSteps(ctx context.Context, g *generator, report *LoadRepor
 		for _, rate := range rates {
 			step, err := g.step(ctx, rate, round+1)
 			if step != nil {
+				report.Steps = append(report.Steps, *step)
+			}
+			if err != nil {
+				return err
+			}
+			if beside == nil {
+				continue
+			}
+			l.Progress(LoadProgress{Doing: "beside " + l.Beside.Scenario})
+			stop := beside.start(ctx)
+			step, err = g.step(ctx, rate, round+1)
+			figures := stop()
+			if step != nil {
+				step.Beside = &Split{Name: l.Beside.Scenario, Figures: figures}
 				report.Steps = append(report.Steps, *step)
 			}
 			if err != nil {

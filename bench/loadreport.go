@@ -39,7 +39,9 @@ type LoadReport struct {
 	WarmupMillis int64      `json:"warmup_ms"`
 	Steps        []Step     `json:"steps"`
 	Max          *MaxRateOf `json:"find_max,omitempty"`
-	Notes        []string   `json:"notes,omitempty"`
+	// Beside compares every second step, which had another load beside it, with the one before.
+	Beside *BesideReport `json:"beside,omitempty"`
+	Notes  []string      `json:"notes,omitempty"`
 }
 
 // MaxRateOf is the highest rate that was found.
@@ -66,6 +68,8 @@ type Step struct {
 	Series      []Second          `json:"series"`
 	Nodes       []Split           `json:"nodes"`
 	Scenarios   []Split           `json:"scenarios,omitempty"` // of a mixed load
+	// Beside is what the other load did meanwhile; nil: there was none.
+	Beside *Split `json:"beside,omitempty"`
 	// Limit and Window are what answers said last; AdmissibleRate is what all limits together let through a second, where
 	// it is known.
 	Limit          int64    `json:"told_limit"`
@@ -199,6 +203,9 @@ func (r *LoadReport) WriteText(w io.Writer) error {
 			rate = fmt.Sprintf("%g", s.Rate)
 		}
 		s.Figures.writeRow(t, rate, fmt.Sprint(s.Round), "all", fmt.Sprint(s.Unsent))
+		if s.Beside != nil {
+			s.Beside.writeRow(t, "", "", "beside: "+s.Beside.Name, "")
+		}
 		for _, part := range [][]Split{s.Nodes, s.Scenarios} {
 			for j := range part {
 				if len(part) > 1 {
@@ -245,6 +252,9 @@ func (m *MaxRateOf) writeText(w io.Writer) {
 // Remarks are what a reader must not miss: errors, and what makes the figures mean something else than they seem to.
 func (r *LoadReport) Remarks() []string {
 	var lines []string
+	if r.Beside != nil {
+		lines = append(lines, r.Beside.text())
+	}
 	for i := range r.Steps {
 		s := &r.Steps[i]
 		name := fmt.Sprintf("step %d", i+1)

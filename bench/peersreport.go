@@ -48,7 +48,11 @@ type PeerRound struct {
 }
 
 // Spread is the median of some values with the least and the greatest.
-type Spread struct{ Median, Least, Greatest float64 }
+type Spread struct {
+	Median   float64 `json:"median"`
+	Least    float64 `json:"least"`
+	Greatest float64 `json:"greatest"`
+}
 
 func spreadOf(values []float64) Spread {
 	if len(values) == 0 {

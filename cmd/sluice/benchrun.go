@@ -23,6 +23,8 @@ type benchRunCommand struct {
 	Rate         []float64     `placeholder:"N" help:"Requests a second whatever the answers do, one step after the other; without it, as fast as answers come."`
 	FindMax      bool          `help:"Look for the highest rate whose p99 stays under --p99, from --rate on if it is given."`
 	P99          time.Duration `name:"p99" default:"10ms" help:"Bound of --find-max."`
+	Beside       string        `placeholder:"SCENARIO=N" help:"Measure each step alone and then beside a closed loop of N connections of another scenario."`
+	BesideP99    time.Duration `name:"beside-p99" placeholder:"DURATION" help:"Fail where the p99 beside it is above this and above twice the p99 alone."`
 	Duration     time.Duration `default:"${benchStep}" help:"Of each step (1s to 1h)."`
 	Warmup       time.Duration `default:"${benchWarmup}" help:"Load before each step that is not counted (0s to 10m)."`
 	Rounds       int           `default:"1" help:"How often all steps are measured (1 to 100); compare needs three or more."`
@@ -72,6 +74,9 @@ func (c *benchRunCommand) Run(ctx context.Context, env environment) error {
 		Seed: c.Seed, Command: bench.WithoutSecrets(slices.Concat([]string{"sluice"}, env.args)), Version: version(), Commit: commit(),
 		Fsync: c.Fsync, Nodes: c.ClusterSize, Progress: func(p bench.LoadProgress) { showProgress(env.stderr, p) },
 	}
+	if load.Beside, err = parseBeside(c.Beside, c.BesideP99); err != nil {
+		return err
+	}
 	if c.Warmup == 0 {
 		load.Warmup = -1
 	}
@@ -92,6 +97,9 @@ func (c *benchRunCommand) Run(ctx context.Context, env environment) error {
 	}
 	if report != nil && (len(report.Steps) > 0 || c.JSON) {
 		err = errors.Join(err, writeBenchReport(env.stdout, report, c.JSON, c.Output, c.HTML))
+	}
+	if report != nil && report.Beside != nil && report.Beside.Exceeded {
+		err = errors.Join(err, fmt.Errorf("%s takes more from %s than allowed", report.Beside.Scenario, report.Scenario))
 	}
 	return err
 }
@@ -141,6 +149,25 @@ func parseMix(parts []string) ([]bench.Share, error) {
 		mix = append(mix, bench.Share{Scenario: name, Weight: weight})
 	}
 	return mix, nil
+}
+
+// parseBeside reads SCENARIO=N and its bound; nil where there is none.
+func parseBeside(text string, p99 time.Duration) (*bench.Beside, error) {
+	if text == "" {
+		if p99 != 0 {
+			return nil, usagef("--beside-p99: needs --beside")
+		}
+		return nil, nil
+	}
+	name, count, found := strings.Cut(text, "=")
+	n, err := strconv.Atoi(count)
+	if !found || err != nil || n < 1 {
+		return nil, usagef("--beside: want SCENARIO=N, not %q", text)
+	}
+	if p99 < 0 {
+		return nil, usagef("--beside-p99: want more than 0s, not %v", p99)
+	}
+	return &bench.Beside{Scenario: name, Concurrency: n, P99Micros: float64(p99.Microseconds())}, nil
 }
 
 func showProgress(w io.Writer, p bench.LoadProgress) {
