@@ -3,6 +3,7 @@
 #
 #     bench/scale.sh nodes 1 3 5 7               clusters of so many nodes: limits-check over 100,000 keys at a fixed rate
 #     bench/scale.sh keys 1000 10000 100000      so many API keys on one node: memory, disk, import, start
+#     bench/scale.sh users 1000 10000            so many users, each with an organization of its own, in place of keys
 #
 # RATE=2000 SECONDS_LONG=10 are those of `nodes`. Clusters are in a temporary directory (TMPDIR) and are removed.
 set -euo pipefail
@@ -76,22 +77,27 @@ nodes() {
     done
 }
 
-# rows N are so many keys of one user, of hashes that no secret is known of.
-rows() {
+# rows_users N are users without a password.
+rows_users() { awk -v n="$1" 'BEGIN { for (i = 1; i <= n; i++) printf "{\"type\":\"user\",\"username\":\"scale-%d\",\"email\":\"scale-%d@example.com\"}\n", i, i }'; }
+
+# rows_keys N are so many keys of one user, of hashes that no secret is known of.
+rows_keys() {
     echo '{"type":"user","username":"scale","email":"scale@example.com"}'
     head -c $((32 * $1)) /dev/urandom | od -An -v -tx1 -w32 | tr -d ' ' |
         awk '{ printf "{\"type\":\"api_key\",\"name\":\"key %d\",\"owner\":\"scale\",\"sha256\":\"%s\",\"scopes\":[\"events:read\"]}\n", NR, $1 }'
 }
 
-keys() {
-    local n d t took start anon0 anon
-    echo "keys  import s  heap and stacks MiB, bytes a key  state on disk MiB, bytes a key  log MiB  start again s"
+# grow KIND N... is one node with so many of a kind.
+grow() {
+    local kind=$1 n d t took start anon0 anon
+    shift
+    echo "$kind  import s  heap and stacks MiB, bytes each  state on disk MiB, bytes each  log MiB  start again s"
     for n in "$@"; do
-        d=$work/keys$n
+        d=$work/$kind$n
         mkdir "$d"
         begin "$d" 1
         anon0=$(memory RssAnon)
-        rows "$n" >"$d/rows"
+        "rows_$kind" "$n" >"$d/rows"
         t=$(now)
         "$sluice" import --config "$d/dev/node1.toml" "$d/rows" >"$d/import" 2>&1 || { tail -3 "$d/import" >&2; exit 1; }
         took=$(per $(($(now) - t)) 1000000000)
@@ -110,9 +116,10 @@ keys() {
     done
 }
 
-what=${1:?nodes or keys}
+what=${1:?nodes, keys or users}
 shift
 case $what in
-nodes | keys) "$what" "$@" ;;
-*) echo "scale.sh: want nodes or keys, not $what" >&2; exit 2 ;;
+nodes) nodes "$@" ;;
+keys | users) grow "$what" "$@" ;;
+*) echo "scale.sh: want nodes, keys or users, not $what" >&2; exit 2 ;;
 esac
