@@ -97,7 +97,7 @@ func TestTracing_OverNodes(t *testing.T) {
 		for _, s := range collector.Spans(traceID) {
 			spans[s.Name] = s
 		}
-		for _, name := range []string{"POST /api/v1/auth/register", "propose RegisterUser", "call /v1/forward", "serve /v1/forward", "replicate", "GET orders", "upstream orders"} {
+		for _, name := range []string{"POST /api/v1/auth/register", "propose RegisterUser", "call /v1/forwards", "serve /v1/forwards", "replicate", "GET orders", "upstream orders"} {
 			if spans[name].ID == "" {
 				return fmt.Errorf("no span %q among %v", name, spans)
 			}
@@ -105,8 +105,8 @@ func TestTracing_OverNodes(t *testing.T) {
 		return nil
 	})
 	for child, parent := range map[string]string{
-		"propose RegisterUser": "POST /api/v1/auth/register", "call /v1/forward": "propose RegisterUser", "serve /v1/forward": "call /v1/forward",
-		"replicate": "serve /v1/forward", "upstream orders": "GET orders",
+		"propose RegisterUser": "POST /api/v1/auth/register", "call /v1/forwards": "propose RegisterUser", "serve /v1/forwards": "call /v1/forwards",
+		"replicate": "serve /v1/forwards", "upstream orders": "GET orders",
 	} {
 		if spans[child].Parent != spans[parent].ID {
 			t.Errorf("%q is not below %q", child, parent)
@@ -117,7 +117,7 @@ func TestTracing_OverNodes(t *testing.T) {
 			t.Errorf("%q: %+v", root, spans[root])
 		}
 	}
-	if served := spans["serve /v1/forward"].Node; served == follower.ID() || served == "" {
+	if served := spans["serve /v1/forwards"].Node; served == follower.ID() || served == "" {
 		t.Errorf("the forwarded write was served by %q", served)
 	}
 	if a := spans["GET orders"].Attributes; a["http.response.status_code"] != "int_value:200" || a["sluice.limit.outcome"] != "admitted" || a["sluice.auth.method"] != "anonymous" {
