@@ -21,7 +21,7 @@ const (
 	restartPause = time.Second
 )
 
-// ErrGone: the other process could not be started, or has ended before the answer. Nothing is lost; hash by other means.
+// ErrGone is of another process that could not be started, or ended before the answer. Nothing is lost; hash by other means.
 var ErrGone = errors.New("the process that hashes passwords has gone")
 
 // Process is the other process, started when it is needed first and again when it has ended. Safe for concurrent use.
