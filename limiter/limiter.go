@@ -85,7 +85,7 @@ type Limiter struct {
 	closeErr error
 
 	waits, timeouts, waitsSkipped  atomic.Uint64
-	pulse                          pulse
+	lateness                       lateness
 	waitTimes                      waitTimes
 	gossipBytes, gossipPackets     atomic.Uint64
 	transferBytes, transferPackets atomic.Uint64
@@ -103,7 +103,7 @@ func Open(cfg Config) (*Limiter, error) {
 	}
 	l := &Limiter{
 		cfg: cfg, clock: cfg.Clock, log: cfg.Logger, running: newRunningClock(),
-		kick: make(chan struct{}, 1), stop: make(chan struct{}), pulse: pulse{start: make(chan struct{}, 1)},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.waiters.New = func() any {
 		return &waitSlot{waiter: waiter{ch: make(chan struct{}, 1)}, timer: stoppedTimer()}
@@ -129,7 +129,6 @@ func Open(cfg Config) (*Limiter, error) {
 	l.done.Add(2)
 	go l.keepMark()
 	go l.keepGossip()
-	l.done.Go(func() { l.pulse.keep(l.stop, func() int64 { return l.instant().mono }) })
 	return l, nil
 }
 
@@ -348,7 +347,7 @@ func (l *Limiter) Bucket(policy string, rule Rule, subject []byte) BucketID {
 	return bucketID(&l.cfg.BucketKey, policy, rule, subject)
 }
 
-// Take charges every charge or none and fills verdicts, which must be as long as charges. It waits for 10 ms at
+// Take charges every charge or none and fills verdicts, which must be as long as charges. It waits for 12 ms at
 // most, and only where shares that other nodes are believed to hold would let the request pass. It returns the worst outcome:
 // Undecided over Refused over Admitted. It notes in charges what Refund needs.
 func (l *Limiter) Take(charges []Charge, verdicts []Verdict) Outcome {

@@ -8,13 +8,10 @@ import (
 const (
 	// maxWait is how long a request waits for shares at most. What the promised bound, waitBound, has beyond it is for a
 	// processor that somebody else has when the time is up.
-	maxWait   = 10 * time.Millisecond
+	maxWait   = 12 * time.Millisecond
 	waitBound = 20 * time.Millisecond
-	// latenessHalves is after how long without as late a wake half the lateness is forgotten.
-	latenessHalves = 400 * time.Millisecond
-	// pulseEvery is how often the pulse is woken, pulseFor how long it goes on after the last request that wanted to wait.
-	pulseEvery = 4 * time.Millisecond
-	pulseFor   = time.Second
+	// latenessHalves is after how long without another late waiter half the lateness is forgotten.
+	latenessHalves = 50 * time.Millisecond
 )
 
 // waitSlot is a waiter with what the shell needs to wait.
@@ -29,7 +26,7 @@ func stoppedTimer() *time.Timer {
 	return t
 }
 
-// lateness is how late waiters and the pulse have been woken of late: on a machine without a processor to spare, a timer, and the goroutine
+// lateness is how late waiters have been woken of late: on a machine without a processor to spare, a timer, and the goroutine
 // that it wakes, come many milliseconds after their time. The greatest counts, halved every latenessHalves.
 type lateness struct{ nanos, at atomic.Int64 }
 
@@ -44,49 +41,6 @@ func (l *lateness) now(mono int64) time.Duration {
 	return time.Duration(l.nanos.Load() >> min(max(mono-l.at.Load(), 0)/int64(latenessHalves), 62))
 }
 
-// pulse asks how late wakes are while requests want to wait, so that requests need not find out: once a machine has no processor
-// to spare, all that wait together come late.
-type pulse struct {
-	lateness
-	wanted  atomic.Int64 // when a request last wanted to wait, monotonic
-	beating atomic.Bool
-	start   chan struct{}
-}
-
-func (p *pulse) want(mono int64) {
-	p.wanted.Store(mono)
-	if !p.beating.Load() {
-		select {
-		case p.start <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// keep beats whenever somebody wants to wait, until stop is closed; mono reads the clock that want goes by.
-func (p *pulse) keep(stop <-chan struct{}, mono func() int64) {
-	timer := stoppedTimer()
-	for {
-		select {
-		case <-stop:
-			return
-		case <-p.start:
-		}
-		p.beating.Store(true)
-		for mono()-p.wanted.Load() < int64(pulseFor) {
-			began := time.Now()
-			timer.Reset(pulseEvery)
-			select {
-			case <-stop:
-				return
-			case <-timer.C:
-			}
-			p.note(mono(), time.Since(began)-pulseEvery)
-		}
-		p.beating.Store(false)
-	}
-}
-
 // patience is how long a request may wait, so that its answer comes within waitBound even if it is woken twice as late as
 // others were: not at all, where they were late by half of that.
 func patience(late time.Duration) time.Duration {
@@ -95,9 +49,7 @@ func patience(late time.Duration) time.Duration {
 
 // wait looks again whenever something came in, and every few milliseconds for what was lost, until the time is up.
 func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Outcome {
-	mono := l.instant().mono
-	l.pulse.want(mono)
-	most := patience(l.pulse.now(mono))
+	most := patience(l.lateness.now(l.instant().mono))
 	if most <= 0 {
 		l.waitsSkipped.Add(1)
 		return l.decide(charges, verdicts, slot)
@@ -115,7 +67,7 @@ func (l *Limiter) wait(charges []Charge, verdicts []Verdict, slot *waitSlot) Out
 			case <-slot.ch:
 				slot.timer.Stop()
 			case <-slot.timer.C:
-				l.pulse.note(l.instant().mono, time.Since(began)-waited-next)
+				l.lateness.note(l.instant().mono, time.Since(began)-waited-next)
 			}
 		}
 		if left <= 0 {

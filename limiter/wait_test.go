@@ -2,7 +2,6 @@ package limiter
 
 import (
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -31,41 +30,4 @@ func TestPatience(t *testing.T) {
 	if got := l.now(start - int64(time.Second)); got != 11*time.Millisecond {
 		t.Errorf("read by one whose clock was read before: %s", got)
 	}
-}
-
-// Whoever wants to wait starts the pulse, and it ends some time after the last one did.
-func TestPulse_BeatsWhileWanted(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		mono := func() int64 { return int64(time.Since(began)) + int64(time.Hour) }
-		p := pulse{start: make(chan struct{}, 1)}
-		stop, done := make(chan struct{}), make(chan struct{})
-		go func() {
-			defer close(done)
-			p.keep(stop, mono)
-		}()
-		is := func(beats bool, when string) {
-			t.Helper()
-			synctest.Wait()
-			if p.beating.Load() != beats {
-				t.Errorf("%s: beats %v, want %v", when, !beats, beats)
-			}
-		}
-		is(false, "nobody wants")
-		for range 3 {
-			p.want(mono())
-			is(true, "wanted")
-			time.Sleep(pulseFor - pulseEvery)
-			p.want(mono())
-			time.Sleep(pulseFor - pulseEvery)
-			is(true, "wanted again meanwhile")
-			time.Sleep(2 * pulseEvery)
-			is(false, "a second later")
-		}
-		p.want(mono())
-		is(true, "before the end")
-		close(stop)
-		<-done
-	})
 }
