@@ -51,6 +51,8 @@ type State interface {
 	ClusterSecrets() (*state.ClusterSecrets, error)
 	// Answers lists the records of requests with an Idempotency-Key, by scope, after a scope (nil for the first).
 	Answers(after []byte, limit int) ([]state.Idempotency, error)
+	// GossipKeyring is nil until a key of gossip was installed.
+	GossipKeyring() (*state.GossipKeyring, error)
 	// Audit lists at most limit events, newest first, older than the event id `before` ("" for the newest). next is the
 	// `before` to go on with, "" where the list ends. A page may be shorter than limit, or empty, and yet have a next.
 	Audit(filter AuditFilter, before string, limit int) (events []state.AuditEvent, next string, err error)

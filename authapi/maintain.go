@@ -77,7 +77,7 @@ func (s *Server) Maintain(ctx context.Context) error {
 }
 
 // CheckSecrets says whether this node can work with the cluster's secrets: it seals under the cluster's key from now on, and
-// opens the refresh key and every signing key. nil also where the cluster has no secrets yet.
+// opens the refresh key, every signing key and every key of gossip. nil also where the cluster has no secrets yet.
 func (s *Server) CheckSecrets() error {
 	secrets, err := s.state.ClusterSecrets()
 	if err != nil {

@@ -186,7 +186,7 @@ func (r *resealing) publish(now time.Time, more bool) {
 	r.last.Store(&p)
 }
 
-// resealKeys looks at the refresh key and the signing keys, of which there are few.
+// resealKeys looks at the refresh key, the signing keys and the keys of gossip, of which there are few.
 func (s *Server) resealKeys(ctx context.Context, secrets *state.ClusterSecrets) error {
 	keys, err := s.state.SigningKeys()
 	if err != nil {
@@ -196,6 +196,15 @@ func (s *Server) resealKeys(ctx context.Context, secrets *state.ClusterSecrets) 
 	b.add(state.SealedRefreshKey, nil, refreshKeyPurpose, secrets.SealedRefreshKey)
 	for _, key := range keys {
 		b.add(state.SealedSigningKey, []byte(key.ID), signingKeyPurpose(key.ID), key.SealedSecret)
+	}
+	keyring, err := s.state.GossipKeyring()
+	if err != nil {
+		return fmt.Errorf("read keyring of gossip: %w", err)
+	}
+	if keyring != nil {
+		for _, key := range keyring.Keys {
+			b.add(state.SealedGossipKey, []byte(key.ID), GossipKeyPurpose(key.ID), key.Sealed)
+		}
 	}
 	return b.send(ctx)
 }
@@ -219,6 +228,9 @@ func (s *Server) resealAnswers(ctx context.Context) (more bool, err error) {
 }
 
 func answerPurpose(scope []byte) string { return "idempotency:" + hex.EncodeToString(scope) }
+
+// GossipKeyPurpose is what a key of gossip is sealed for, by its id.
+func GossipKeyPurpose(id string) string { return "gossip-key:" + id }
 
 // resealBatch collects what one command seals anew.
 type resealBatch struct {
@@ -270,7 +282,8 @@ func (b *resealBatch) send(ctx context.Context) error {
 	return nil
 }
 
-// opensAllKeys says whether this node's keys open the refresh key and every signing key: without those it can serve nobody.
+// opensAllKeys says whether this node's keys open the refresh key and every signing key, without which it can serve nobody, and the keys of
+// gossip, without which it cannot start again.
 func (s *Server) opensAllKeys(secrets *state.ClusterSecrets) error {
 	problems := []error{}
 	if _, err := s.sealer.Open(refreshKeyPurpose, secrets.SealedRefreshKey); err != nil {
@@ -283,6 +296,17 @@ func (s *Server) opensAllKeys(secrets *state.ClusterSecrets) error {
 	for _, key := range keys {
 		if _, err := s.sealer.Open(signingKeyPurpose(key.ID), key.SealedSecret); err != nil {
 			problems = append(problems, fmt.Errorf("signing key %s is sealed under another one", key.ID))
+		}
+	}
+	keyring, err := s.state.GossipKeyring()
+	if err != nil {
+		return fmt.Errorf("read keyring of gossip: %w", err)
+	}
+	if keyring != nil {
+		for _, key := range keyring.Keys {
+			if _, err := s.sealer.Open(GossipKeyPurpose(key.ID), key.Sealed); err != nil {
+				problems = append(problems, fmt.Errorf("the key of gossip %s is sealed under another one", key.ID))
+			}
 		}
 	}
 	if len(problems) == 0 {

@@ -177,3 +177,78 @@ func TestReseal_KeyDroppedTooEarly(t *testing.T) {
 		t.Errorf("resealing: %+v", r)
 	}
 }
+
+// The keys of gossip are of what is looked at, and of what a node has to open.
+func TestReseal_GossipKeyring(t *testing.T) {
+	t.Parallel()
+	e, sealer, _ := underway(t, 0)
+	put := func(version uint64, keys ...state.GossipKey) {
+		t.Helper()
+		cmd := state.PutGossipKeyring{Keyring: state.GossipKeyring{Version: version, Keys: keys, Primary: keys[0].ID}}
+		if res, err := e.cluster.Propose(t.Context(), [16]byte{byte(version), 1}, cmd); err != nil || res.Refused != "" {
+			t.Fatalf("keyring %d: %+v, %v", version, res, err)
+		}
+	}
+	var keys []state.GossipKey
+	for _, id := range []string{"one", "two"} {
+		sealed, err := sealer.Seal(authapi.GossipKeyPurpose(id), []byte("key "+id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, state.GossipKey{ID: id, Sealed: sealed})
+	}
+	put(1, keys...)
+	if err := e.srv.RotateSecretsKey(t.Context(), authapi.Operator{}, "k2", sealer.AddKey()); err != nil {
+		t.Fatal(err)
+	}
+	maintain := func() (r authapi.Resealing) {
+		t.Helper()
+		for range 4 {
+			if err := e.srv.Maintain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if r, _ = e.srv.Resealing(); r.Done {
+				break
+			}
+			e.clock.Advance(31 * time.Second)
+		}
+		return r
+	}
+	// Between the first look and the second comes a version that was made before the first.
+	if err := e.srv.Maintain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := e.srv.Resealing(); !ok || r.Records != 4 || r.Resealed != 4 || r.Done {
+		t.Errorf("after one look: %+v", r)
+	}
+	put(2, keys...)
+	e.clock.Advance(31 * time.Second)
+	if r := maintain(); !r.Done || r.Records != 4 || r.Resealed != 6 || r.Unopenable != 0 {
+		t.Errorf("at the end: %+v", r)
+	}
+	sealer.DropKeys()
+	if err := e.srv.CheckSecrets(); err != nil {
+		t.Errorf("with the new key alone: %v", err)
+	}
+	ring, err := e.cluster.GossipKeyring()
+	if err != nil || ring.Version != 2 || ring.Primary != "one" || len(ring.Keys) != 2 {
+		t.Fatalf("keyring: %+v, %v", ring, err)
+	}
+	for _, key := range ring.Keys {
+		if text, err := sealer.Open(authapi.GossipKeyPurpose(key.ID), key.Sealed); err != nil || string(text) != "key "+key.ID {
+			t.Errorf("key %s: %q, %v", key.ID, text, err)
+		}
+	}
+	// What nobody opens any more is told of.
+	put(3, keys...)
+	if err := e.srv.CheckSecrets(); !errors.Is(err, authapi.ErrSecretsKey) || !strings.Contains(err.Error(), "key of gossip two") {
+		t.Errorf("CheckSecrets: %v", err)
+	}
+	e.clock.Advance(2 * time.Hour)
+	if err := e.srv.Maintain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r, _ := e.srv.Resealing(); r.Done || r.Unopenable != 2 {
+		t.Errorf("with keys that nobody opens: %+v", r)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"sluice/authapi"
 	"sluice/raftfsm/state"
 )
 
@@ -220,7 +221,7 @@ func (n *Node) installGossipKey(ring *state.GossipKeyring, nodes []memberKeyring
 	if len(ring.Keys) >= state.MaxGossipKeys {
 		return false, keyringConflict("there are %d keys, which is the most: remove one that is not in use", len(ring.Keys))
 	}
-	sealed, err := n.sealer.Seal(gossipKeyPurpose(key.id), key.key)
+	sealed, err := n.sealer.Seal(authapi.GossipKeyPurpose(key.id), key.key)
 	if err != nil {
 		return false, fmt.Errorf("seal key of gossip: %w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sluice/authapi"
 	"sluice/raftfsm/state"
 )
 
@@ -89,8 +90,6 @@ func gossipKeyID(key []byte) string {
 	return hex.EncodeToString(digest[:8])
 }
 
-func gossipKeyPurpose(id string) string { return "gossip-key:" + id }
-
 // openKeyring opens what the log has.
 func (n *Node) openKeyring(stored state.GossipKeyring) (*runningKeyring, error) {
 	if stored.Version == 0 {
@@ -99,7 +98,7 @@ func (n *Node) openKeyring(stored state.GossipKeyring) (*runningKeyring, error) 
 	}
 	r := &runningKeyring{version: stored.Version, primary: stored.Primary, newest: stored}
 	for _, k := range stored.Keys {
-		key, err := n.sealer.Open(gossipKeyPurpose(k.ID), k.Sealed)
+		key, err := n.sealer.Open(authapi.GossipKeyPurpose(k.ID), k.Sealed)
 		if err != nil {
 			return nil, fmt.Errorf("%w: the key of gossip %s: %w", ErrOtherKey, k.ID, err)
 		}
@@ -157,6 +156,10 @@ func (n *Node) takeUpKeyring() {
 	}
 	log := n.log.With("component", "gossip")
 	next, err := n.openKeyring(stored)
+	if err == nil && running.problem == nil && sameKeys(running, next) {
+		n.keyring.now.Store(next) // sealed anew: gossip goes on as it is
+		return
+	}
 	if err == nil {
 		err = n.gossip.setKeys(next.material())
 	}
@@ -168,6 +171,11 @@ func (n *Node) takeUpKeyring() {
 	}
 	n.keyring.now.Store(next)
 	log.Info("keyring in use", "version", next.version, "keys", next.ids(), "primary", next.primary)
+}
+
+// sameKeys says that gossip goes by the same keys, however the log has them sealed. An id is a key's fingerprint.
+func sameKeys(a, b *runningKeyring) bool {
+	return a.version == b.version && a.primary == b.primary && slices.Equal(a.ids(), b.ids())
 }
 
 // sameKeyring compares what the log has; a restore can bring another history under the same number.
@@ -204,7 +212,7 @@ func (n *Node) storedKeyring() (state.GossipKeyring, error) {
 		return stored, nil
 	}
 	id := gossipKeyID(n.keys.gossip[:])
-	sealed, err := n.sealer.Seal(gossipKeyPurpose(id), n.keys.gossip[:])
+	sealed, err := n.sealer.Seal(authapi.GossipKeyPurpose(id), n.keys.gossip[:])
 	if err != nil {
 		return stored, fmt.Errorf("seal key of gossip: %w", err)
 	}

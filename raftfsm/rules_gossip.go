@@ -43,6 +43,23 @@ func putGossipKeyring(b *batch, c state.PutGossipKeyring) state.Result {
 	return state.Result{}
 }
 
+// resealGossipKey leaves the version as it is: what gossip goes by does not change, so nodes have nothing to take up, and a keyring that
+// is on its way is not refused for it. Where that one brings values from before, the next look at everything finds them.
+func resealGossipKey(b *batch, r *state.ResealedRecord) bool {
+	keyring := load[state.GossipKeyring](b, keyGossipKeyring)
+	if keyring == nil {
+		return false
+	}
+	for i := range keyring.Keys {
+		if key := &keyring.Keys[i]; key.ID == string(r.ID) && replaceSealed(&key.Sealed, r) {
+			b.store(keyGossipKeyring, keyring)
+			b.announce, b.rekey = true, true
+			return true
+		}
+	}
+	return false
+}
+
 func readGossipKeyring(txn *badger.Txn) (*state.GossipKeyring, error) {
 	keyring := new(state.GossipKeyring)
 	value, err := read(txn, keyGossipKeyring)
@@ -58,3 +75,8 @@ func readGossipKeyring(txn *badger.Txn) (*state.GossipKeyring, error) {
 // GossipKeyring is the keyring of gossip as of the last applied entry; its version is 0 where there is none yet. Wait-free; what is
 // returned is shared and must not be changed.
 func (f *FSM) GossipKeyring() state.GossipKeyring { return *f.keyring.Load() }
+
+// GossipKeyring is nil until a key of gossip was installed.
+func (v *View) GossipKeyring() (*state.GossipKeyring, error) {
+	return one[state.GossipKeyring](v, keyGossipKeyring)
+}

@@ -43,7 +43,8 @@ func reseal(b *batch, c state.Reseal) state.Result {
 	for i := range c.Records {
 		r := &c.Records[i]
 		if len(r.Sealed) == 0 || len(r.OldHash) != sha256.Size || (r.Kind == state.SealedRefreshKey) != (len(r.ID) == 0) ||
-			r.Kind == state.SealedAnswer && len(r.ID) != hashSize || r.Kind < state.SealedRefreshKey || r.Kind > state.SealedAnswer {
+			r.Kind == state.SealedAnswer && len(r.ID) != hashSize || r.Kind < state.SealedRefreshKey || r.Kind > state.SealedGossipKey ||
+			r.Kind == state.SealedGossipKey && len(r.Sealed) > maxSealedKey {
 			return refuse(state.CodeInvalid)
 		}
 		signing = signing || r.Kind == state.SealedSigningKey
@@ -81,6 +82,8 @@ func reseal(b *batch, c state.Reseal) state.Result {
 				b.store(at, answer)
 				done = true
 			}
+		case state.SealedGossipKey:
+			done = resealGossipKey(b, r)
 		}
 		if done {
 			count++

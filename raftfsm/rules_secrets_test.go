@@ -3,6 +3,7 @@ package raftfsm_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"reflect"
 	"testing"
 
 	"sluice/raftfsm/state"
@@ -103,16 +104,85 @@ func TestReseal(t *testing.T) {
 	for name, records := range map[string][]state.ResealedRecord{
 		"none":              nil,
 		"too many":          make([]state.ResealedRecord, state.MaxResealed+1),
-		"unknown kind":      {resealed(4, "x", "", "y")},
+		"unknown kind":      {resealed(5, "x", "", "y")},
 		"no kind":           {resealed(0, "x", "", "y")},
 		"refresh with id":   {resealed(state.SealedRefreshKey, "x", "", "y")},
 		"signing without":   {resealed(state.SealedSigningKey, "", "", "y")},
 		"scope of no hash":  {resealed(state.SealedAnswer, "x", "", "y")},
+		"gossip without":    {resealed(state.SealedGossipKey, "", "", "y")},
+		"long gossip key":   {resealed(state.SealedGossipKey, "x", "", string(make([]byte, 257)))},
 		"nothing in it":     {resealed(state.SealedRefreshKey, "", "", "")},
 		"hash of no length": {{Kind: state.SealedRefreshKey, OldHash: []byte("x"), Sealed: []byte("y")}},
 	} {
 		if got := f.do(state.Reseal{Records: records}); got.Refused != state.CodeInvalid {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+}
+
+// The keys of gossip are sealed anew one by one. The keyring stays the version that it is, and one that is changed meanwhile is neither
+// refused nor undone.
+func TestReseal_GossipKeyring(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	f := open(t, dir)
+	f.must(initCluster("cluster"))
+	a := resealed(state.SealedGossipKey, "a", "sealed a", "anew a")
+	b := resealed(state.SealedGossipKey, "b", "sealed b", "anew b")
+	if got := f.must(state.Reseal{Records: []state.ResealedRecord{a}}); got.Count != 0 {
+		t.Errorf("%d replaced before there is a keyring", got.Count)
+	}
+	put := gossipKeyring(1, "b", "a", "b")
+	for i := range put.Keyring.Keys {
+		put.Keyring.Keys[i].Sealed = []byte("sealed " + put.Keyring.Keys[i].ID)
+		put.Keyring.Keys[i].InstalledAt = int64(i + 1)
+	}
+	f.must(put)
+	calls := 0
+	cancel := f.fsm.Subscribe(func() { calls++ })
+	stale := []state.ResealedRecord{
+		resealed(state.SealedGossipKey, "a", "another", "lost"),
+		resealed(state.SealedGossipKey, "c", "sealed a", "lost"),
+	}
+	f.raises(false, func() {
+		if got := f.must(state.Reseal{Records: stale}); got.Count != 0 || calls != 0 {
+			t.Errorf("%d stale ones replaced, %d calls", got.Count, calls)
+		}
+		if got := f.must(state.Reseal{Records: []state.ResealedRecord{a, b}}); got.Count != 2 || calls != 1 {
+			t.Errorf("%d replaced, %d calls", got.Count, calls)
+		}
+		if got := f.must(state.Reseal{Records: []state.ResealedRecord{a, b}}); got.Count != 0 || calls != 1 {
+			t.Errorf("%d replaced twice, %d calls", got.Count, calls)
+		}
+	})
+	cancel()
+	want := put.Keyring
+	want.Keys = []state.GossipKey{
+		{ID: "a", Sealed: []byte("anew a"), InstalledAt: 1},
+		{ID: "b", Sealed: []byte("anew b"), InstalledAt: 2},
+	}
+	if got := f.fsm.GossipKeyring(); !reflect.DeepEqual(got, want) {
+		t.Errorf("keyring: %+v, want %+v", got, want)
+	}
+	if got, err := f.fsm.View().GossipKeyring(); err != nil || !reflect.DeepEqual(*got, want) {
+		t.Errorf("view: %+v, %v", got, err)
+	}
+	// A version that was on its way brings the value of before for a key, and not the other key.
+	next := gossipKeyring(2, "a", "a")
+	next.Keyring.Keys[0].Sealed = []byte("sealed a")
+	f.must(next)
+	if got := f.must(state.Reseal{Records: []state.ResealedRecord{a, resealed(state.SealedGossipKey, "b", "anew b", "lost")}}); got.Count != 1 {
+		t.Errorf("%d replaced of the next version", got.Count)
+	}
+	want = next.Keyring
+	want.Keys = []state.GossipKey{{ID: "a", Sealed: []byte("anew a"), InstalledAt: next.Keyring.Keys[0].InstalledAt}}
+	if got := f.fsm.GossipKeyring(); !reflect.DeepEqual(got, want) {
+		t.Errorf("the next version: %+v, want %+v", got, want)
+	}
+	if err := f.fsm.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := open(t, dir).fsm.GossipKeyring(); !reflect.DeepEqual(got, want) {
+		t.Errorf("after a restart: %+v, want %+v", got, want)
 	}
 }

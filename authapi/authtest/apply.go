@@ -102,7 +102,11 @@ func (c *Cluster) applyLocked(cmd state.Command) state.Result {
 	case state.Barrier:
 	case state.PutSettings: // the nodes' own
 		c.audit = append(c.audit, cmd.Audit...)
-	case state.PutGossipKeyring: // likewise
+	case state.PutGossipKeyring:
+		if c.keyring == nil && cmd.Keyring.Version != 1 || c.keyring != nil && cmd.Keyring.Version != c.keyring.Version+1 {
+			return refuse(state.CodeConflict)
+		}
+		c.keyring = &cmd.Keyring
 		c.audit = append(c.audit, cmd.Audit...)
 	case state.ResetBucket: // what counts is the limiter's, which has no part in this model
 		c.audit = append(c.audit, cmd.Audit...)

@@ -2,6 +2,7 @@ package authtest
 
 import (
 	"crypto/sha256"
+	"slices"
 
 	"sluice/raftfsm/state"
 )
@@ -30,6 +31,18 @@ func (c *Cluster) resealLocked(cmd state.Reseal) state.Result {
 			if answer, ok := c.idempotency[string(r.ID)]; ok && replace(&answer.SealedBody) {
 				c.idempotency[string(r.ID)] = answer
 			}
+		case state.SealedGossipKey:
+			if c.keyring == nil {
+				continue
+			}
+			keyring := *c.keyring // who reads has the one before
+			keyring.Keys = slices.Clone(keyring.Keys)
+			for i := range keyring.Keys {
+				if keyring.Keys[i].ID == string(r.ID) {
+					replace(&keyring.Keys[i].Sealed)
+				}
+			}
+			c.keyring = &keyring
 		}
 	}
 	return state.Result{Count: count}

@@ -36,6 +36,7 @@ type Cluster struct {
 	sessions    map[string]state.Session
 	signing     []state.SigningKey
 	secrets     *state.ClusterSecrets
+	keyring     *state.GossipKeyring
 	audit       []state.AuditEvent // oldest first
 	idempotency map[string]state.Idempotency
 	requests    map[[16]byte]state.Result
@@ -263,6 +264,13 @@ func (c *Cluster) Answers(after []byte, limit int) ([]state.Idempotency, error) 
 		}
 	}
 	return answers, c.err
+}
+
+// GossipKeyring implements authapi.State.
+func (c *Cluster) GossipKeyring() (*state.GossipKeyring, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keyring, c.err
 }
 
 // ClusterSecrets implements authapi.State.

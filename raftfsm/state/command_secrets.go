@@ -19,6 +19,7 @@ const (
 	SealedRefreshKey uint8 = 1 // ClusterSecrets.SealedRefreshKey; no id
 	SealedSigningKey uint8 = 2 // SigningKey.SealedSecret; the key's id
 	SealedAnswer     uint8 = 3 // Idempotency.SealedBody; the record's scope
+	SealedGossipKey  uint8 = 4 // GossipKey.Sealed in the keyring; the key's id
 )
 
 // Reseal replaces sealed values by the same ones under another key. A record that is gone, or sealed otherwise than OldHash says,
