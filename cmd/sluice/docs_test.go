@@ -121,3 +121,25 @@ func TestAuditDocument_HasEveryEvent(t *testing.T) {
 		t.Errorf("%d events found in the sources", len(inSources))
 	}
 }
+
+// TestRunbook_HasEveryAlert compares the headings of docs/runbook.md with the alerts, both ways: each alert links to its section.
+func TestRunbook_HasEveryAlert(t *testing.T) {
+	t.Parallel()
+	names := func(file, pattern string) []string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+			found = append(found, m[1])
+		}
+		slices.Sort(found)
+		return found
+	}
+	alerts := names("../../deploy/prometheus/alerts.yml", `(?m)^\s+- alert: (\w+)$`)
+	sections := names("../../docs/runbook.md", `(?m)^### (.+)$`)
+	if len(alerts) < 20 || !slices.Equal(alerts, sections) {
+		t.Errorf("alerts %v; sections of the runbook %v", alerts, sections)
+	}
+}
