@@ -34,6 +34,9 @@ func TestCompletion_Bash(t *testing.T) {
 }
 
 func TestCompletion_KnowsEveryCommand(t *testing.T) {
+	if testing.Short() {
+		t.Skip("walks all commands one by one: half a minute with the race detector")
+	}
 	t.Parallel()
 	help, _, code := program(t, nil, "--help")
 	if code != exitDone {
