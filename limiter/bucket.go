@@ -212,8 +212,9 @@ func (l *ledger) stand(sh *shard, v *view, b *bucket, n, limit int64, t instant)
 	return s
 }
 
-// charge is what window n−1 weighs in window n: its net, never less than nothing, and what the base grew by since
-// through the roster. Of what there are no counters for n−1 it is the whole base.
+// charge is what window n−1 weighs in window n: its net and what the base grew by since through the roster, less what it
+// shrank by, and never less than nothing. So net(n) + w·net(n−1) stays at or below (1−w)·base(n) + w·base(n−1) on each
+// node, and the sum of these at or below the limit. Of what there are no counters for n−1 it is the whole base.
 func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit int64, lost bool) int64 {
 	before := b.find(n - 1)
 	r, rBefore := v.governing(b.span.begin(n)), v.governing(b.span.begin(n-1))
@@ -232,14 +233,14 @@ func (l *ledger) charge(sh *shard, v *view, b *bucket, n, limit int64, lost bool
 			charge = before.used
 		}
 	}
+	if !lost && !l.unsafeNoGrowth {
+		charge += base + p.base - baseBefore - p.baseBefore
+	}
 	if !l.unsafeSigned {
 		charge = max(0, charge)
 	}
 	if lost {
 		return charge
-	}
-	if growth := base + p.base - baseBefore - p.baseBefore; growth > 0 && !l.unsafeNoGrowth {
-		charge += growth
 	}
 	return charge + p.unknown
 }
@@ -286,14 +287,12 @@ func (l *ledger) standNext(sh *shard, v *view, b *bucket, n, limit int64, t inst
 		return
 	}
 	p := l.passage(v, now, r, b, n+1, limit)
-	if growth := base + p.base - l.share(b, now, limit) - p.baseBefore; growth > 0 {
-		charge -= growth
-	}
 	if charge -= p.unknown; charge < 0 {
 		s.room = min(s.room, 0)
 		return
 	}
-	s.room = min(s.room, charge-s.net)
+	growth := base + p.base - l.share(b, now, limit) - p.baseBefore
+	s.room = min(s.room, charge-growth-s.net)
 }
 
 // share is this node's base share of limit under r, in grains.

@@ -39,3 +39,38 @@ func TestHeir_OfAGuest(t *testing.T) {
 		}
 	}
 }
+
+// All nodes are replaced within one sliding window. One of the new ones has inherited all of it and lent it to the others. In the
+// next window, where the three have equal shares, what was not used is there at once, and what slides out as it does.
+func TestHeir_OfAllInTheNextWindow(t *testing.T) {
+	t.Parallel()
+	const window = 3_600_000
+	rule := Rule{Limit: 12, Window: window / 1000, Algorithm: SlidingWindow}
+	for _, used := range []int{5, 12} {
+		s := newSim(1, simOptions{nodes: 3, slots: 64, delay: 1, buckets: []simBucket{{bucketID(&[16]byte{}, "p", rule, []byte("s")), rule}}})
+		s.advance(window - s.now%window + window/2)
+		s.horizonAt(s.now + 60_000)
+		for i := range 3 {
+			s.replace(t, i, func(*simNode) *simNode { return s.nodes[3] })
+		}
+		for i := range used {
+			s.attempt(s.nodes[4+i%2], s.one(0))
+			s.tick(25)
+		}
+		if s.admitted != used {
+			t.Fatalf("%d admitted, want %d", s.admitted, used)
+		}
+		s.horizonAt(s.now + 2*window)
+		s.advance(window - s.now%window + 1000)
+		if got, want := s.spend(30), rule.Limit-int64(used); int64(got) != want {
+			t.Errorf("%d used: %d more admitted as the next window begins, want %d", used, got, want)
+		}
+		s.advance(window / 2)
+		if got, want := s.spend(30), used/2; got != want {
+			t.Errorf("%d used: %d admitted when half of it is out, want %d", used, got, want)
+		}
+		if s.failure != "" {
+			t.Error(s.failure)
+		}
+	}
+}

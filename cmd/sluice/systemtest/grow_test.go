@@ -83,16 +83,13 @@ stabilization_time = "1s"
 limit = %[8]d
 window = %[9]q
 
-# Of fixed windows: while all nodes are replaced, a sliding one has its units where they were borrowed to (docs/limits.md).
 [limits.api_key]
 limit = 100000000
 window = %[9]q
-algorithm = "fixed_window"
 
 [limits.user]
 limit = 100000000
 window = %[9]q
-algorithm = "fixed_window"
 `, node, entry, port, port+1, port+2, port+3, voter, growthLimit, longWindow())
 	if err := os.WriteFile(filepath.Join(g.dir, fmt.Sprintf("node%d.toml", node)), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
