@@ -59,12 +59,7 @@ func findInto[T any](txn *badger.Txn, key []byte, entity *T) (found bool, err er
 		return false, fmt.Errorf("read state: %w", err)
 	}
 	// Decoding copies what it keeps, so the value need not be.
-	err = item.Value(func(value []byte) error {
-		if key, ok := any(entity).(*state.APIKey); ok {
-			return state.UnmarshalAPIKey(value, key)
-		}
-		return state.Unmarshal(value, entity)
-	})
+	err = item.Value(func(value []byte) error { return state.Unmarshal(value, entity) })
 	if err != nil {
 		return false, fmt.Errorf("decode state: record %q: %w", key[:1], err)
 	}

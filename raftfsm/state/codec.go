@@ -71,9 +71,19 @@ func newDecMode() cbor.DecMode {
 // Marshal encodes an entity of this package deterministically: equal values give equal bytes, nil and empty slices alike.
 func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
 
-// Unmarshal decodes what Marshal wrote. Unknown fields, duplicate keys and trailing bytes are errors. v shares no
+// Unmarshal decodes what Marshal wrote into v, which is zero. Unknown fields, duplicate keys and trailing bytes are errors. v shares no
 // memory with data.
-func Unmarshal(data []byte, v any) error { return decMode.Unmarshal(data, v) }
+func Unmarshal(data []byte, v any) error {
+	record, ok := v.(flat)
+	if !ok {
+		return decMode.Unmarshal(data, v)
+	}
+	if unmarshalFlat(data, record) {
+		return nil
+	}
+	record.clear()
+	return decMode.Unmarshal(data, v)
+}
 
 // decoders has one entry for each command: it decodes the payload into a value of the command's type.
 var decoders = map[uint16]func([]byte) (Command, error){

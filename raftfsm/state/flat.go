@@ -6,68 +6,178 @@ import (
 	"unicode/utf8"
 )
 
-// UnmarshalAPIKey is Unmarshal into an APIKey, for the record that is decoded while a request waits: without reflection,
-// and with an allocation for all the text, one for the hashes and one for the list of scopes. Bytes that are not what
-// Marshal makes of an APIKey are left to Unmarshal, so that both read and refuse the same. key keeps nothing of data.
-func UnmarshalAPIKey(data []byte, key *APIKey) error {
-	*key = APIKey{}
-	if decodeAPIKey(data, key) {
-		return nil
-	}
-	*key = APIKey{}
-	return Unmarshal(data, key)
+// A flat record is one that is decoded while a request waits: without reflection, with an allocation for all its text, one for its
+// hashes and one for a list. Its strings share the text, so who keeps one for long keeps all.
+type flat interface {
+	// clear makes it the zero record. Its method read reads the value of a field, and fails the reader for one that there is not.
+	clear()
 }
 
-func decodeAPIKey(data []byte, key *APIKey) bool {
+// unmarshalFlat decodes what Marshal makes of a flat record, and says false of all other bytes, some of which are well-formed CBOR
+// of the same record. It keeps nothing of data.
+func unmarshalFlat(data []byte, record flat) bool {
+	record.clear()
 	r := flatReader{text: string(data)}
-	pairs := r.head(flatMap)
 	last := uint64(0)
-	for range pairs {
+	for range r.head(flatMap) {
 		field := r.head(flatUint)
 		if field <= last {
 			return false // twice, or not in order; and a reader that has failed gives 0
 		}
 		last = field
-		switch field {
-		case 1:
-			key.ID = r.string()
-		case 2:
-			key.OrganizationID = r.string()
-		case 3:
-			key.CreatedBy = r.string()
-		case 4:
-			key.Name = r.string()
-		case 5:
-			key.Hash = r.bytes()
-		case 6:
-			key.Prefix = r.string()
-		case 7:
-			key.Scopes = r.strings()
-		case 8:
-			key.Environment = r.string()
-		case 9:
-			key.RateLimit = r.int()
-		case 10:
-			key.RateWindow = r.int()
-		case 11:
-			key.CreatedAt = r.int()
-		case 12:
-			key.ExpiresAt = r.int()
-		case 13:
-			key.LastUsedAt = r.int()
-		case 14:
-			key.RevokedAt = r.int()
-		case 15:
-			key.RotatedAt = r.int()
-		case 16:
-			key.PreviousHash = r.bytes()
-		case 17:
-			key.PreviousUntil = r.int()
+		switch record := record.(type) { // called by its type, the reader stays on the stack
+		case *APIKey:
+			record.read(&r, field)
+		case *Session:
+			record.read(&r, field)
+		case *User:
+			record.read(&r, field)
+		case *Membership:
+			record.read(&r, field)
+		case *Organization:
+			record.read(&r, field)
 		default:
 			return false
 		}
 	}
 	return !r.failed && r.at == len(r.text)
+}
+
+func (k *APIKey) clear()       { *k = APIKey{} }
+func (u *User) clear()         { *u = User{} }
+func (s *Session) clear()      { *s = Session{} }
+func (o *Organization) clear() { *o = Organization{} }
+func (m *Membership) clear()   { *m = Membership{} }
+
+func (k *APIKey) read(r *flatReader, field uint64) {
+	switch field {
+	case 1:
+		k.ID = r.string()
+	case 2:
+		k.OrganizationID = r.string()
+	case 3:
+		k.CreatedBy = r.string()
+	case 4:
+		k.Name = r.string()
+	case 5:
+		k.Hash = r.bytes()
+	case 6:
+		k.Prefix = r.string()
+	case 7:
+		k.Scopes = r.strings()
+	case 8:
+		k.Environment = r.string()
+	case 9:
+		k.RateLimit = r.int()
+	case 10:
+		k.RateWindow = r.int()
+	case 11:
+		k.CreatedAt = r.int()
+	case 12:
+		k.ExpiresAt = r.int()
+	case 13:
+		k.LastUsedAt = r.int()
+	case 14:
+		k.RevokedAt = r.int()
+	case 15:
+		k.RotatedAt = r.int()
+	case 16:
+		k.PreviousHash = r.bytes()
+	case 17:
+		k.PreviousUntil = r.int()
+	default:
+		r.failed = true
+	}
+}
+
+func (u *User) read(r *flatReader, field uint64) {
+	switch field {
+	case 1:
+		u.ID = r.string()
+	case 2:
+		u.Username = r.string()
+	case 3:
+		u.Email = r.string()
+	case 4:
+		u.PasswordHash = r.string()
+	case 5:
+		u.CreatedAt = r.int()
+	case 6:
+		u.DisabledAt = r.int()
+	case 7:
+		u.DeletedAt = r.int()
+	case 8:
+		u.PersonalOrg = r.string()
+	default:
+		r.failed = true
+	}
+}
+
+func (s *Session) read(r *flatReader, field uint64) {
+	switch field {
+	case 1:
+		s.ID = r.string()
+	case 2:
+		s.UserID = r.string()
+	case 3:
+		s.CreatedAt = r.int()
+	case 4:
+		s.RefreshedAt = r.int()
+	case 5:
+		s.ExpiresAt = r.int()
+	case 6:
+		s.EndedAt = r.int()
+	case 7:
+		s.EndReason = r.string()
+	case 8:
+		s.UserAgent = r.string()
+	case 9:
+		s.Address = r.string()
+	case 10:
+		s.RefreshHash = r.bytes()
+	case 11:
+		s.PreviousHash = r.bytes()
+	case 12:
+		s.Generation = r.head(flatUint)
+	default:
+		r.failed = true
+	}
+}
+
+func (o *Organization) read(r *flatReader, field uint64) {
+	switch field {
+	case 1:
+		o.ID = r.string()
+	case 2:
+		o.Name = r.string()
+	case 3:
+		o.Personal = r.bool()
+	case 4:
+		o.Plan = r.string()
+	case 5:
+		o.CreatedAt = r.int()
+	case 6:
+		o.DeletedAt = r.int()
+	case 7:
+		o.CreatedBy = r.string()
+	default:
+		r.failed = true
+	}
+}
+
+func (m *Membership) read(r *flatReader, field uint64) {
+	switch field {
+	case 1:
+		m.OrganizationID = r.string()
+	case 2:
+		m.UserID = r.string()
+	case 3:
+		m.Role = r.string()
+	case 4:
+		m.CreatedAt = r.int()
+	default:
+		r.failed = true
+	}
 }
 
 // Major types of CBOR (RFC 8949, section 3.1).
@@ -154,6 +264,16 @@ func (r *flatReader) int() int64 {
 		return 0
 	}
 	return int64(n)
+}
+
+func (r *flatReader) bool() bool {
+	const no, yes = 7<<5 | 20, 7<<5 | 21
+	if r.failed || r.at >= len(r.text) || r.text[r.at] != no && r.text[r.at] != yes {
+		r.failed = true
+		return false
+	}
+	r.at++
+	return r.text[r.at-1] == yes
 }
 
 func (r *flatReader) strings() []string {
