@@ -385,46 +385,31 @@ func (s *Server) lookupToken(lv *live, raw []byte, now time.Time) (*credential, 
 	default:
 		return nil, err
 	}
-	session, err := s.state.Session(cl.SessionID)
+	auth, err := s.state.TokenAuth(cl.SessionID, cl.UserID, cl.OrganizationID)
 	if err != nil {
 		return nil, err
 	}
-	if session == nil {
+	if auth == nil {
 		return nil, errUnknownCredential
 	}
-	if session.EndedAt != 0 || session.UserID != cl.UserID || session.ExpiresAt <= now.UnixMilli() {
+	session, org := &auth.Session, auth.OrganizationID
+	if session.EndedAt != 0 || session.UserID != cl.UserID || session.ExpiresAt <= now.UnixMilli() || !auth.UserActive {
 		return nil, failedSession(&cl)
 	}
-	user, err := s.state.User(cl.UserID)
-	if err != nil {
-		return nil, err
-	}
-	if user == nil || user.DeletedAt != 0 || user.DisabledAt != 0 {
-		return nil, failedSession(&cl)
-	}
-	org := cl.OrganizationID
-	if org == "" {
-		org = user.PersonalOrg
-	}
+	// What is kept are the claims' strings: the session's would keep all of its record.
 	cred := &credential{
 		validTo: min(cl.ExpiresAt, session.ExpiresAt),
+		role:    auth.Role,
 		principal: &Principal{
-			Method: MethodJWT, UserID: user.ID, SessionID: session.ID, OrganizationID: org, ExpiresAt: cl.ExpiresAt, TokenID: cl.TokenID,
+			Method: MethodJWT, UserID: cl.UserID, SessionID: cl.SessionID, OrganizationID: org, ExpiresAt: cl.ExpiresAt, TokenID: cl.TokenID,
 		},
 	}
-	member, err := s.state.Membership(org, user.ID)
-	if err != nil {
-		return nil, err
-	}
-	if member != nil {
-		cred.role = member.Role
-	}
-	p, group, counted, err := s.userPolicy(lv, user.ID, org)
+	p, group, counted, err := s.userPolicy(lv, cl.UserID, org)
 	if err != nil {
 		return nil, err
 	}
 	cred.policy = p
-	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(user.ID))
+	cred.bucket = s.limits.Bucket(cred.policy.space, cred.policy.rule, []byte(cl.UserID))
 	s.count(cred, group, counted)
 	return cred, nil
 }

@@ -30,6 +30,9 @@ type State interface {
 	// KeyAuth finds what deciding about a key takes by the SHA-256 of its present or previous secret, all of one moment;
 	// revoked and expired keys too.
 	KeyAuth(hash [32]byte) (*state.KeyAuth, error)
+	// TokenAuth finds what deciding about an access token takes, all of one moment; nil where there is no such session. With
+	// no organization it is the user's own.
+	TokenAuth(sessionID, userID, organizationID string) (*state.TokenAuth, error)
 	// KeyByHash finds a key by the SHA-256 of its present or previous secret, revoked and expired ones too, without its
 	// last use.
 	KeyByHash(hash [32]byte) (*state.APIKey, error)

@@ -1,8 +1,8 @@
 package authapi_test
 
 import (
-	"fmt"
 	"encoding/base64"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"

@@ -1,6 +1,7 @@
 package authapi
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -140,7 +141,7 @@ func (t *tokens) issue(userID, sessionID, organizationID string, now time.Time) 
 // verify checks a token completely: form, key, signature, and every claim. It does not look at the session. Errors:
 // errTokenInvalid, errTokenExpired, errUnknownKey, or the store's.
 func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
-	if len(raw) > maxTokenLen || !tokenForm(raw) {
+	if len(raw) > maxTokenLen {
 		return claims{}, errTokenInvalid
 	}
 	ring, err := t.current()
@@ -148,9 +149,8 @@ func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
 		return claims{}, err
 	}
 	if t.srv.cfg.Auth.NoCredentialCache {
-		token := string(raw)
-		header, _, _ := strings.Cut(token, ".")
-		return t.verifyFully(ring, token, header, now)
+		cl, _, err := t.verifyFully(ring, raw, now)
+		return cl, err
 	}
 	hash := sha256.Sum256(raw)
 	slot := &t.seen[binary.LittleEndian.Uint64(hash[:])%verifiedSlots]
@@ -159,31 +159,33 @@ func (t *tokens) verify(raw []byte, now time.Time) (claims, error) {
 			return v.claims, nil
 		}
 	}
-	token := string(raw)
-	header, _, _ := strings.Cut(token, ".")
-	cl, err := t.verifyFully(ring, token, header, now)
+	cl, key, err := t.verifyFully(ring, raw, now)
 	if err == nil {
-		slot.Store(&verified{hash: hash, header: ring.byHeader[header].header, claims: cl})
+		slot.Store(&verified{hash: hash, header: key.header, claims: cl})
 	}
 	return cl, err
 }
 
-// verifyFully is verify without the memory. header is the token's first part.
-func (t *tokens) verifyFully(ring *keyring, token, header string, now time.Time) (claims, error) {
-	key := ring.byHeader[header]
-	if key == nil {
-		if couldBeOurs(header, ring) {
-			return claims{}, errUnknownKey
+// verifyFully is verify without the memory. It says by which key, where the token is good.
+func (t *tokens) verifyFully(ring *keyring, raw []byte, now time.Time) (claims, *signingKey, error) {
+	header, _, _ := bytes.Cut(raw, []byte("."))
+	key := ring.byHeader[string(header)]
+	verifies := key != nil && key.verifiesAt(now.UnixMilli())
+	if verifies {
+		if cl, ours, err := t.verifyOwn(key, raw, now); ours {
+			return cl, key, err
 		}
-		return claims{}, errTokenInvalid
 	}
-	if !key.verifiesAt(now.UnixMilli()) {
-		return claims{}, errTokenInvalid
+	switch {
+	case !tokenForm(raw):
+		return claims{}, nil, errTokenInvalid
+	case key == nil && couldBeOurs(string(header), ring):
+		return claims{}, nil, errUnknownKey
+	case !verifies:
+		return claims{}, nil, errTokenInvalid
 	}
-	if cl, ours, err := t.verifyOwn(key, token, now); ours {
-		return cl, err
-	}
-	return t.verifyOther(key, token, now)
+	cl, err := t.verifyOther(key, string(raw), now)
+	return cl, key, err
 }
 
 // verifyOther is verifyFully for a token of the key that may look in any way.

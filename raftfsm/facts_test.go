@@ -44,3 +44,48 @@ func TestKeyAuth_RemembersNothingOld(t *testing.T) {
 	}
 	want("restored", "", false, false)
 }
+
+// What TokenAuth remembers of users and roles is never older than the state.
+func TestTokenAuth_RemembersNothingOld(t *testing.T) {
+	t.Parallel()
+	f := fresh(t)
+	f.register("ada")
+	f.register("bob")
+	want := func(what, org, role string, active bool) {
+		t.Helper()
+		for range 2 { // read, and remembered
+			auth := get[*state.TokenAuth](t)(f.view.TokenAuth("ses_bob", "usr_bob", org))
+			if org == "" {
+				org = "org_bob"
+			}
+			if auth == nil || auth.Session.UserID != "usr_bob" || auth.OrganizationID != org || auth.Role != role || auth.UserActive != active {
+				t.Fatalf("%s: %+v, want role %q in %s, active %v", what, auth, role, org, active)
+			}
+		}
+	}
+	want("at first", "", state.RoleOwner, true)
+	want("no member", "org_ada", "", true)
+	before := takeSnapshot(t, f.fsm)
+	f.must(state.AddMember{Membership: state.Membership{OrganizationID: "org_ada", UserID: "usr_bob", Role: state.RoleMember, CreatedAt: f.now}, Actor: owner("ada")})
+	want("a member", "org_ada", state.RoleMember, true)
+	want("at home", "org_bob", state.RoleOwner, true)
+	f.must(state.UpdateMember{OrganizationID: "org_ada", UserID: "usr_bob", Role: state.RoleAdmin, Actor: owner("ada")})
+	want("an admin", "org_ada", state.RoleAdmin, true)
+	f.must(state.SetUserDisabled{UserID: "usr_bob", Disabled: true, At: f.now, Reason: "disabled"})
+	want("disabled", "org_ada", state.RoleAdmin, false)
+	f.must(state.SetUserDisabled{UserID: "usr_bob", At: f.now})
+	want("enabled", "org_ada", state.RoleAdmin, true)
+	f.must(state.RemoveMember{OrganizationID: "org_ada", UserID: "usr_bob", Actor: owner("ada")})
+	want("removed", "org_ada", "", true)
+	f.must(state.DeleteUser{UserID: "usr_bob", PasswordHash: "hash of bob", At: f.now})
+	want("without the account", "", "", false)
+	if err := f.fsm.Restore(reader(before)); err != nil {
+		t.Fatal(err)
+	}
+	want("restored", "", state.RoleOwner, true)
+	for _, unknown := range [][2]string{{"ses_none", "usr_bob"}, {"ses_bob", "usr_none"}} {
+		if auth := get[*state.TokenAuth](t)(f.view.TokenAuth(unknown[0], unknown[1], "")); auth != nil && (auth.UserActive || auth.Role != "") {
+			t.Errorf("%v: %+v", unknown, auth)
+		}
+	}
+}

@@ -53,6 +53,31 @@ func (v *View) KeyAuth(hash [32]byte) (auth *state.KeyAuth, err error) {
 	return auth, err
 }
 
+// TokenAuth finds what deciding about an access token takes, all of one moment; nil where there is no such session. With no organization
+// it is the user's own.
+func (v *View) TokenAuth(sessionID, userID, organizationID string) (auth *state.TokenAuth, err error) {
+	epoch := v.fsm.Epoch() // before the read: what is read is at least this new
+	err = v.readMoment(func(_ *handle, txn *badger.Txn) error {
+		found := &state.TokenAuth{OrganizationID: organizationID}
+		if ok, err := findInto(txn, key1(prefixSession, sessionID), &found.Session); err != nil || !ok {
+			return err
+		}
+		user, err := v.fsm.facts.user(txn, epoch, userID)
+		if err != nil {
+			return err
+		}
+		if found.UserActive = user.active; organizationID == "" {
+			found.OrganizationID = user.personalOrg
+		}
+		if found.Role, err = v.fsm.facts.role(txn, epoch, found.OrganizationID, userID); err != nil {
+			return err
+		}
+		auth = found
+		return nil
+	})
+	return auth, err
+}
+
 // loadOr is find whose error goes to failure, the first one.
 func loadOr[T any](txn *badger.Txn, key []byte, failure *error) *T {
 	entity, err := find[T](txn, key)

@@ -201,6 +201,33 @@ func (c *Cluster) Membership(organizationID, userID string) (*state.Membership, 
 	return find(c, c.members, [2]string{organizationID, userID})
 }
 
+// TokenAuth implements authapi.State.
+func (c *Cluster) TokenAuth(sessionID, userID, organizationID string) (*state.TokenAuth, error) {
+	session, err := c.Session(sessionID)
+	if err != nil || session == nil {
+		return nil, err
+	}
+	user, err := c.User(userID)
+	if err != nil {
+		return nil, err
+	}
+	auth := &state.TokenAuth{Session: *session, OrganizationID: organizationID}
+	if user != nil {
+		auth.UserActive = user.DisabledAt == 0 && user.DeletedAt == 0
+		if organizationID == "" {
+			auth.OrganizationID = user.PersonalOrg
+		}
+	}
+	member, err := c.Membership(auth.OrganizationID, userID)
+	if err != nil {
+		return nil, err
+	}
+	if member != nil {
+		auth.Role = member.Role
+	}
+	return auth, nil
+}
+
 // MembershipsOf implements authapi.State.
 func (c *Cluster) MembershipsOf(userID string) ([]state.Membership, error) {
 	return pick(c, c.members, func(m *state.Membership) bool { return m.UserID == userID },

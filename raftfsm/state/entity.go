@@ -85,6 +85,15 @@ type KeyAuth struct {
 	Disabled bool
 }
 
+// TokenAuth is what deciding about an access token takes, all of one moment of the state.
+type TokenAuth struct {
+	Session    Session
+	UserActive bool // there is the user, neither disabled nor deleted
+	// OrganizationID is the one that was asked for, or the user's own.
+	OrganizationID string
+	Role           string // the user's there; "" for no member
+}
+
 // MaxKeyChain is how many keys may have made each other, the last one included.
 const MaxKeyChain = 16
 
