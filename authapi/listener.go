@@ -98,6 +98,8 @@ type conn struct {
 	refused atomic.Bool
 	// client is the address that the PROXY header names; nil for the peer's.
 	client atomic.Pointer[net.TCPAddr]
+
+	reading, writing deadline
 }
 
 // proxyHeaderRoom is enough for any header of version 1; version 2 is read in pieces.
@@ -111,7 +113,7 @@ func (ad *admission) admit(raw net.Conn) (*conn, error) {
 		return nil, err
 	}
 	if ad.srv.cfg.ProxyProtocol && ad.srv.isTrusted(peer) {
-		c.behind = bufio.NewReaderSize(raw, proxyHeaderRoom)
+		c.behind = bufio.NewReaderSize(peerReader{c}, proxyHeaderRoom)
 	}
 	if tcp, ok := raw.(*net.TCPConn); ok {
 		if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepAlive, Interval: keepAlive}); err != nil {
@@ -127,7 +129,7 @@ const keepAlive = 30 * time.Second
 // Read implements net.Conn. Under PROXY protocol the first one reads the header, within the deadline that is set.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.behind == nil {
-		return c.Conn.Read(p)
+		return c.read(p)
 	}
 	if !c.identified {
 		c.identified = true
@@ -141,7 +143,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		return c.behind.Read(p)
 	}
 	c.behind = nil
-	return c.Conn.Read(p)
+	return c.read(p)
 }
 
 // Write implements net.Conn.
@@ -149,7 +151,40 @@ func (c *conn) Write(p []byte) (int, error) {
 	if c.refused.Load() {
 		return 0, net.ErrClosed
 	}
-	return c.Conn.Write(p)
+	n, err := c.Conn.Write(p)
+	for err != nil && c.writing.extended(err, c.Conn.SetWriteDeadline) {
+		var more int
+		more, err = c.Conn.Write(p[n:])
+		n += more
+	}
+	return n, err
+}
+
+// read reads what the peer sent.
+func (c *conn) read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	for err != nil && n == 0 && c.reading.extended(err, c.Conn.SetReadDeadline) {
+		n, err = c.Conn.Read(p)
+	}
+	return n, err
+}
+
+// peerReader is a connection without its PROXY header's reader.
+type peerReader struct{ *conn }
+
+func (r peerReader) Read(p []byte) (int, error) { return r.read(p) }
+
+// SetReadDeadline implements net.Conn.
+func (c *conn) SetReadDeadline(t time.Time) error { return c.reading.change(t, c.Conn.SetReadDeadline) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	return c.writing.change(t, c.Conn.SetWriteDeadline)
+}
+
+// SetDeadline implements net.Conn.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // identify reads the PROXY header. Where there is none, or one that makes no sense, nothing behind it can be told from a
