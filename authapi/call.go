@@ -105,7 +105,7 @@ var callsMade atomic.Uint32
 
 func (s *Server) acquireCall(ctx *fasthttp.RequestCtx) *call {
 	c := callPool.Get().(*call)
-	c.srv, c.ctx, c.now = s, ctx, s.clock()
+	c.srv, c.ctx, c.now = s, ctx, s.arrival(ctx)
 	c.live = s.live.Load()
 	c.principal = anonymous
 	return c

@@ -25,6 +25,7 @@ type Server struct {
 	limits  Limits
 	sealer  Sealer
 	clock   Clock
+	arrival func(*fasthttp.RequestCtx) time.Time // the clock when a request was there: the library has read it
 	log     *slog.Logger
 
 	// handlerTimeout bounds what one request may wait for in all.
@@ -65,6 +66,10 @@ type Server struct {
 // New makes a Server; nothing runs before Serve, but for the workers that hash passwords and those of shadow policies, which Shutdown stops. The
 // error names what is missing or impossible in cfg.
 func New(cfg Config) (*Server, error) {
+	arrival := (*fasthttp.RequestCtx).Time
+	if clock := cfg.Clock; clock != nil {
+		arrival = func(*fasthttp.RequestCtx) time.Time { return clock() }
+	}
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("configure api: %w", err)
@@ -79,6 +84,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, state: cfg.State, cluster: cfg.Cluster, limits: cfg.Limits, sealer: cfg.Sealer, clock: cfg.Clock, log: cfg.Logger,
+		arrival:        arrival,
 		handlerTimeout: handlerTimeout,
 		credentials:    newCredentialCache(cacheSets),
 		identity:       identity,

@@ -13,6 +13,7 @@ type options struct {
 	logger   *slog.Logger
 	version  string
 	clock    func() time.Time
+	given    func() time.Time // clock where it is not the system's: parts that read that one with another thing read it once
 	fatal    func(error)
 	http     net.Listener
 	peer     net.Listener
@@ -32,7 +33,9 @@ func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger
 func WithVersion(version string) Option { return func(o *options) { o.version = version } }
 
 // WithClock replaces time.Now where the node decides by the wall clock.
-func WithClock(clock func() time.Time) Option { return func(o *options) { o.clock = clock } }
+func WithClock(clock func() time.Time) Option {
+	return func(o *options) { o.clock, o.given = clock, clock }
+}
 
 // WithFatal replaces what ends the process where going on would make replicas differ or trust a disk that has failed;
 // without it the process exits with 3 at once.
