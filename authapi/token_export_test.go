@@ -30,8 +30,8 @@ func (s *Server) SignPayload(kid, payload string) string {
 }
 
 // VerifyOwn is the reader of this node's own tokens, VerifyOther that of all, neither with the memory.
-func (s *Server) VerifyOwn(kid, token string, now time.Time) (Claims, bool, error) {
-	return s.tokens.verifyOwn(s.tokens.keyNamed(kid), []byte(token), now)
+func (s *Server) VerifyOwn(kid string, token []byte, now time.Time) (Claims, bool, error) {
+	return s.tokens.verifyOwn(s.tokens.keyNamed(kid), token, now)
 }
 
 func (s *Server) VerifyOther(kid, token string, now time.Time) (Claims, error) {
