@@ -120,7 +120,7 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 	switch {
 	case k == nil || k.n < n-1:
 		o.base = r.holding(low, pos, limit) * grains
-		o.charge = l.growth(v, b, r, pos, n, limit)
+		o.charge = max(0, l.growth(v, b, r, pos, n, limit))
 	case k.n == n:
 		base := k.base
 		if k.limit != limit && k.base == r.holding(low, pos, k.limit)*grains {
@@ -130,7 +130,7 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 	case k.n == n-1:
 		o.prevUsed = k.used
 		o.base = r.holding(low, pos, limit) * grains
-		o.charge = max(k.net, 0) + l.growth(v, b, r, pos, n, limit)
+		o.charge = max(0, k.net+l.growth(v, b, r, pos, n, limit))
 	default: // its clock is in n+1 already: what it still holds of n it must tell when asked
 		o.used = k.prevUsed
 	}
@@ -140,6 +140,7 @@ func (l *ledger) outlookOf(v *view, b *bucket, r *rosterView, pos int, n, limit 
 	return o
 }
 
+// growth is what the share of the peer at pos of r, which governs n, grew by since n−1 through the roster; negative where it shrank.
 func (l *ledger) growth(v *view, b *bucket, r *rosterView, pos int, n, limit int64) int64 {
 	if b.alg != SlidingWindow {
 		return 0
@@ -149,7 +150,7 @@ func (l *ledger) growth(v *view, b *bucket, r *rosterView, pos int, n, limit int
 		return 0
 	}
 	low := b.id.low()
-	return max(0, r.holding(low, pos, limit)-before.holding(low, before.position(r.peers[pos]), limit)) * grains
+	return (r.holding(low, pos, limit) - before.holding(low, before.position(r.peers[pos]), limit)) * grains
 }
 
 // believed is how much the peer at pos can spare for this node now, 0 where asking it is in vain.
