@@ -96,7 +96,7 @@ type AskView struct {
 // PeerView is what a node last said of itself: knowledge, not a right.
 type PeerView struct {
 	Peer            string
-	Window          int64
+	Window          int64 // negative where it has said nothing of the bucket
 	Base, Used, Net Milli
 	Owing           bool // an ask went unanswered: it may have debited itself for units that are on no way any more
 	Silent          bool // it leaves asks unanswered and is not asked for now

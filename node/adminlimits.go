@@ -151,14 +151,14 @@ type AskExplained struct {
 
 // BeliefExplained is what a node last heard from another: it decides whom to ask, never what may pass.
 type BeliefExplained struct {
-	Peer        string    `json:"peer"`
-	WindowBegin time.Time `json:"window_begin"`
-	Share       Units     `json:"share"`
-	Used        Units     `json:"used"`
-	Room        Units     `json:"room"`             // share less what was spent and given; a sliding window's past left out
-	Owing       bool      `json:"owing,omitempty"`  // an ask went unanswered: it will be repeated
-	Silent      bool      `json:"silent,omitempty"` // it does not answer, and is not asked for now
-	QuietMillis int64     `json:"quiet_ms,omitempty"`
+	Peer        string     `json:"peer"`
+	WindowBegin *time.Time `json:"window_begin"` // null where it has said nothing of the bucket
+	Share       Units      `json:"share"`
+	Used        Units      `json:"used"`
+	Room        Units      `json:"room"`             // share less what was spent and given; a sliding window's past left out
+	Owing       bool       `json:"owing,omitempty"`  // an ask went unanswered: it will be repeated
+	Silent      bool       `json:"silent,omitempty"` // it does not answer, and is not asked for now
+	QuietMillis int64      `json:"quiet_ms,omitempty"`
 }
 
 // LimitsReset is the answer of /v1/limits/reset.
@@ -430,8 +430,12 @@ func explainNode(out *NodeExplained, e *limiter.Explanation) {
 		out.Ask = &AskExplained{Peer: a.Peer, AgeMillis: a.AgeMillis, Waiting: a.Waiting, Units: Units(a.Units)}
 	}
 	for _, k := range e.Peers {
+		var begin *time.Time
+		if k.Window >= 0 { // else the number is one that no window has, and too early for a time in JSON
+			begin = unixMillis(k.Window * e.Rule.Window * 1000)
+		}
 		out.Beliefs = append(out.Beliefs, BeliefExplained{
-			Peer: k.Peer, WindowBegin: *unixMillis(k.Window * e.Rule.Window * 1000), Share: Units(k.Base), Used: Units(k.Used),
+			Peer: k.Peer, WindowBegin: begin, Share: Units(k.Base), Used: Units(k.Used),
 			Room: Units(max(k.Base-k.Net, 0)), Owing: k.Owing, Silent: k.Silent, QuietMillis: k.QuietMillis,
 		})
 	}
