@@ -326,6 +326,9 @@ var secretsMetrics = []metric{
 	{"sluice_secrets_key_rotated", kindGauge, "Whether the key in use is the first one of this node's configuration.", one(func(s *scrape) float64 {
 		return flag(s.n.sealer.ring.Load().sealer == 0)
 	})},
+	{"sluice_secrets_key_missing", kindGauge, "Whether the cluster seals under a key that this node does not hold: it does not start again without it.", one(func(s *scrape) float64 {
+		return flag(s.n.secretsAmiss.Load())
+	})},
 	{"sluice_secrets_records", kindGauge, "Records that hold something sealed, as the leader counted them last; 0 elsewhere.", ofResealing(func(r *sealing) int { return r.Records })},
 	{"sluice_secrets_checked", kindGauge, "Of them, those that the leader has looked at in its present look at all; 0 elsewhere.", ofResealing(func(r *sealing) int { return r.Checked })},
 	{"sluice_secrets_unopenable", kindGauge, "Of them, those that none of the leader's keys opens; 0 elsewhere.", ofResealing(func(r *sealing) int { return r.Unopenable })},
