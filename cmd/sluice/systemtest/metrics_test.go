@@ -52,21 +52,21 @@ func scrape(t *testing.T, c *cluster, node int) []byte {
 	return body
 }
 
-// TestMetrics_Live holds what a running node serves against the rules, which name only metrics that there are, and has
+// TestMetrics_Live holds what a running node serves against the rules and the runbook, which name only metrics that there are, and has
 // Prometheus' own tool look at its form.
 func TestMetrics_Live(t *testing.T) {
 	c := sharedCluster(t)
 	served := scrape(t, c, 1)
-	rules, err := os.ReadFile(alerts)
-	if err != nil {
-		t.Fatal(err)
-	}
 	named := regexp.MustCompile(`sluice_[a-z0-9_]+`)
-	for line := range strings.Lines(string(rules)) {
-		for _, name := range named.FindAllString(line, -1) {
+	for _, file := range []string{alerts, filepath.Join("..", "..", "..", "docs", "runbook.md")} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range named.FindAllString(string(text), -1) {
 			base := strings.TrimSuffix(name, "_bucket")
-			if !bytes.Contains(served, []byte("\n# TYPE "+base+" ")) && !bytes.HasPrefix(served, []byte("# TYPE "+base+" ")) {
-				t.Errorf("%s names %s, which no node serves", alerts, name)
+			if text := string(served); !strings.Contains(text, "# TYPE "+base+" ") && !strings.Contains(text, "\n"+base+" ") {
+				t.Errorf("%s names %s, which no node serves", file, name)
 			}
 		}
 	}
