@@ -123,7 +123,7 @@ func TestDashboard_WellFormed(t *testing.T) {
 			refs[q.RefID] = true
 		}
 	}
-	if want := []string{"At a glance", "Traffic", "Latency", "Limits", "Consensus", "Gossip", "Storage", "Sign-ins", "Gateway", "Resources"}; !slices.Equal(rows, want) {
+	if want := []string{"At a glance", "Traffic", "Latency", "Limits", "Consensus", "Gossip", "Storage", "Sign-ins", "Gateway", "Resources", "Certificates and secrets"}; !slices.Equal(rows, want) {
 		t.Errorf("rows %v, want %v", rows, want)
 	}
 }
