@@ -128,13 +128,11 @@ func removeStaleSocket(path string) error {
 }
 
 // adminTLS is TLS as the operators' listener speaks it: 1.3, since commands of this program are its callers.
-func (c *certificates) adminTLS(clients string) (*tls.Config, error) {
+func (c *certificates) adminTLS() *tls.Config {
 	config := c.config()
 	config.MinVersion = tls.VersionTLS13
-	if err := askClients(config, "admin.client_ca", clients); err != nil {
-		return nil, err
-	}
-	return config, nil
+	c.askClients(config)
+	return config
 }
 
 // openAdmin opens the operators' listener and serves on it, where there is one.
@@ -150,12 +148,10 @@ func (n *Node) openAdmin() error {
 	}
 	var config *tls.Config
 	if c.TLSCert != "" {
-		if n.adminCertificates, err = openCertificates("admin.tls_cert", c.TLSCert, c.TLSKey, n.log.With("component", "tls", "listener", "admin")); err != nil {
+		if n.adminCertificates, err = openCertificates("admin", c.TLSCert, c.TLSKey, c.ClientCA, n.log.With("component", "tls", "listener", "admin")); err != nil {
 			return err
 		}
-		if config, err = n.adminCertificates.adminTLS(c.ClientCA); err != nil {
-			return err
-		}
+		config = n.adminCertificates.adminTLS()
 		n.wg.Go(func() { n.adminCertificates.watch(n.ctx) })
 	}
 	if n.opts.admin == nil {

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -171,5 +172,23 @@ func TestAdmin_OwnTLS(t *testing.T) {
 	}
 	if status, _ := call(t, client(first, pair), "GET", url, ""); status != 0 {
 		t.Errorf("the certificate of before is served: %d", status)
+	}
+	// The authorities of callers are read again too, by themselves; what holds none leaves those of before.
+	writeFiles(t, map[string][]byte{caFile: []byte("none")})
+	if err := n.ReloadCertificate(); err == nil || !strings.Contains(err.Error(), "admin.client_ca: "+caFile) {
+		t.Errorf("a file without authorities: %v", err)
+	}
+	if status, text := call(t, client(second, pair), "GET", url, ""); status != 200 {
+		t.Errorf("after a file without authorities: %d %s", status, text)
+	}
+	writeFiles(t, map[string][]byte{caFile: second})
+	nodetest.WaitFor(t, "the other authority", func() error {
+		if status, text := call(t, client(second, stranger), "GET", url, ""); status != 200 {
+			return fmt.Errorf("%d %s", status, text)
+		}
+		return nil
+	})
+	if status, _ := call(t, client(second, pair), "GET", url, ""); status != 0 {
+		t.Errorf("an authority that was taken out lets its callers in: %d", status)
 	}
 }

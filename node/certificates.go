@@ -17,31 +17,54 @@ import (
 // certificateEvery is how often the files of a listener's certificate are looked at.
 const certificateEvery = 2 * time.Second
 
-// certificates is a listener's certificate, which is read again when its files change. A pair that cannot be used leaves
+// certificates is a listener's certificate, with the authorities of its callers' where it asks for them, which is read again when its files
+// change. A pair that cannot be used leaves
 // the last good one in place: what renews certificates may write the two files one after the other, or a broken one.
 type certificates struct {
 	certFile, keyFile string
+	clientCA          string // setting of the authorities of callers' certificates, for errors
+	clientCAFile      string // "": callers are asked for none
 	log               *slog.Logger
 
 	current atomic.Pointer[tls.Certificate]
-	failing atomic.Bool // the files hold no pair that could be used
+	clients atomic.Pointer[x509.CertPool] // nil where callers are asked for no certificate
+	failing atomic.Bool                   // the files hold something that could not be used
 
 	mu   sync.Mutex           // one reload at a time
-	seen [2][sha256.Size]byte // hashes of what the files held when they were last taken; zero for one that could not be read
+	seen [3][sha256.Size]byte // hashes of what the files held when they were last taken; zero for one that could not be read
 }
 
-// openCertificates reads the pair for the first time. key is the setting that names the certificate.
-func openCertificates(key, certFile, keyFile string, log *slog.Logger) (*certificates, error) {
-	c := &certificates{certFile: certFile, keyFile: keyFile, log: log}
-	var cert *tls.Certificate
-	var err error
-	cert, c.seen, err = loadCertificate(certFile, keyFile)
+// openCertificates reads the files for the first time. table names the listener's settings; clientCA "" asks callers for no
+// certificate.
+func openCertificates(table, certFile, keyFile, clientCA string, log *slog.Logger) (*certificates, error) {
+	c := &certificates{certFile: certFile, keyFile: keyFile, clientCA: table + ".client_ca", clientCAFile: clientCA, log: log}
+	cert, clients, held, err := c.load()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
+		return nil, fmt.Errorf("%s.tls_cert: %w", table, err)
 	}
+	c.seen = held
 	c.current.Store(cert)
+	c.clients.Store(clients)
 	c.warnIfEnded()
 	return c, nil
+}
+
+// load reads all files and says what they held.
+func (c *certificates) load() (cert *tls.Certificate, clients *x509.CertPool, held [3][sha256.Size]byte, err error) {
+	cert, pair, err := loadCertificate(c.certFile, c.keyFile)
+	held[0], held[1] = pair[0], pair[1]
+	if c.clientCAFile == "" {
+		return cert, nil, held, err
+	}
+	text, caErr := os.ReadFile(c.clientCAFile)
+	if caErr == nil {
+		held[2] = sha256.Sum256(text)
+		clients, caErr = parsePool(c.clientCAFile, text)
+	}
+	if caErr != nil {
+		err = errors.Join(err, fmt.Errorf("%s: %w", c.clientCA, caErr))
+	}
+	return cert, clients, held, err
 }
 
 // loadCertificate reads a certificate with its chain, and its key, and says what the files held. Errors name the file. It follows
@@ -73,7 +96,7 @@ func loadCertificate(certFile, keyFile string) (cert *tls.Certificate, held [2][
 func (c *certificates) reload(force bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	cert, held, err := loadCertificate(c.certFile, c.keyFile)
+	cert, clients, held, err := c.load()
 	if held == c.seen && !force {
 		return nil
 	}
@@ -84,6 +107,7 @@ func (c *certificates) reload(force bool) error {
 		return err
 	}
 	c.current.Store(cert)
+	c.clients.Store(clients)
 	c.log.Info("certificate reloaded", "serial", cert.Leaf.SerialNumber.String(), "until", cert.Leaf.NotAfter)
 	c.warnIfEnded()
 	return nil
@@ -130,28 +154,26 @@ func (c *certificates) config() *tls.Config {
 	}
 }
 
-// grpcTLS is TLS as the listener for gRPC speaks it. clients "" asks callers for no certificate.
-func (c *certificates) grpcTLS(clients string) (*tls.Config, error) {
+// grpcTLS is TLS as the listener for gRPC speaks it.
+func (c *certificates) grpcTLS() *tls.Config {
 	config := c.config()
 	config.NextProtos = []string{"h2"}
-	if err := askClients(config, "grpc.client_ca", clients); err != nil {
-		return nil, err
-	}
-	return config, nil
+	c.askClients(config)
+	return config
 }
 
-// askClients makes callers show a certificate of one of the authorities in a file; "" asks them for none. key is the setting that
-// names it.
-func askClients(config *tls.Config, key, path string) error {
-	if path == "" {
-		return nil
+// askClients makes callers show a certificate of one of the authorities, where there are any: of those that the file held last. A session is never
+// taken up again, since the caller's certificate would not be looked at anew.
+func (c *certificates) askClients(config *tls.Config) {
+	if c.clientCAFile == "" {
+		return
 	}
-	pool, err := loadPool(path)
-	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
+	config.ClientAuth, config.ClientCAs, config.SessionTicketsDisabled = tls.RequireAndVerifyClientCert, c.clients.Load(), true
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := config.Clone()
+		now.GetConfigForClient, now.ClientCAs = nil, c.clients.Load()
+		return now, nil
 	}
-	config.ClientCAs, config.ClientAuth = pool, tls.RequireAndVerifyClientCert
-	return nil
 }
 
 // loadPool reads the certificates of authorities.
@@ -160,6 +182,11 @@ func loadPool(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parsePool(path, text)
+}
+
+// parsePool takes the certificates of authorities out of what a file held.
+func parsePool(path string, text []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
 		return nil, fmt.Errorf("%s holds no certificate", path)

@@ -43,12 +43,10 @@ func (n *Node) listenGRPC() error {
 		return err
 	}
 	if g.TLSCert != "" {
-		if n.grpcCertificates, err = openCertificates("grpc.tls_cert", g.TLSCert, g.TLSKey, n.log.With("component", "grpc")); err != nil {
+		if n.grpcCertificates, err = openCertificates("grpc", g.TLSCert, g.TLSKey, g.ClientCA, n.log.With("component", "grpc")); err != nil {
 			return err
 		}
-		if c.TLS, err = n.grpcCertificates.grpcTLS(g.ClientCA); err != nil {
-			return err
-		}
+		c.TLS = n.grpcCertificates.grpcTLS()
 		n.wg.Go(func() { n.grpcCertificates.watch(n.ctx) })
 	}
 	if n.grpcListener, err = net.Listen("tcp", g.Listen); err != nil {

@@ -301,7 +301,7 @@ func (n *Node) listen() error {
 		return err
 	}
 	if h := n.cfg.HTTP; h.TLSCert != "" {
-		if n.certificates, err = openCertificates("http.tls_cert", h.TLSCert, h.TLSKey, n.log.With("component", "tls")); err != nil {
+		if n.certificates, err = openCertificates("http", h.TLSCert, h.TLSKey, "", n.log.With("component", "tls")); err != nil {
 			return err
 		}
 		config.TLS = n.certificates.config()
