@@ -289,8 +289,19 @@ func TestRunbook_NotRun(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	page := runbookCommands(t)
+	text, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "runbook.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the text between the blocks calls by name is a command of the blocks.
+	for _, m := range regexp.MustCompile("`(sluice(?: [a-z][a-z-]*)+)").FindAllStringSubmatch(string(text), -1) {
+		if !slices.ContainsFunc(page, func(line string) bool { return strings.Contains(line, m[1]) }) {
+			t.Errorf("no block has a command as %q", m[1])
+		}
+	}
 	used, searched := make(map[string]string), 0
-	for _, line := range runbookCommands(t) {
+	for _, line := range page {
 		program, _, _ := strings.Cut(line, " ")
 		used[program] = line
 		if m := regexp.MustCompile(`^journalctl -u .*\| grep -F '(.+)'$`).FindStringSubmatch(line); m != nil {
