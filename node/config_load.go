@@ -138,17 +138,24 @@ func LoadConfig(path string, environ []string) (Config, error) {
 	return cfg, nil
 }
 
+// LoadUnchecked is LoadConfig for who only has to find the node: it checks that every setting is one and of its kind, and nothing of
+// what the values mean, such as secrets, which may be handed to the node by other ways and be nobody else's to read.
+func LoadUnchecked(path string, environ []string) (Config, error) {
+	cfg, mistakes, err := readConfig(path, environ)
+	if err != nil {
+		return Config{}, err
+	}
+	if len(mistakes) > 0 {
+		return Config{}, &ConfigError{Mistakes: mistakes}
+	}
+	return cfg, cfg.resolve(path)
+}
+
 // LoadIdentity reads from a configuration what a node's certificate names: the cluster, and the data directory that the node's id is in.
 // Nothing else is checked, since other settings may name the very files that are going to be made.
 func LoadIdentity(path string, environ []string) (cluster, dataDirectory string, err error) {
-	cfg, mistakes, err := readConfig(path, environ)
+	cfg, err := LoadUnchecked(path, environ)
 	if err != nil {
-		return "", "", err
-	}
-	if len(mistakes) > 0 {
-		return "", "", &ConfigError{Mistakes: mistakes}
-	}
-	if err := cfg.resolve(path); err != nil {
 		return "", "", err
 	}
 	if cfg.DataDir == "" {

@@ -49,7 +49,7 @@ func (f *adminFlags) client(env environment) (*adminClient, error) {
 	var cfg node.Config
 	var err error
 	if f.Config != "" {
-		if cfg, err = loadConfig(f.Config, env); err != nil {
+		if cfg, err = readable(node.LoadUnchecked(f.Config, env.variables)); err != nil {
 			return nil, err
 		}
 		if cfg.Admin.Listen == "" {
@@ -66,10 +66,19 @@ func (f *adminFlags) client(env environment) (*adminClient, error) {
 	if err != nil {
 		return nil, usagef("%v", err)
 	}
+	if f.Config != "" && token != "" && target.tls == nil && target.network == "tcp" && !loopback(target.address) {
+		return nil, usagef("%s: admin.tls_cert is missing: the token would cross the network for anyone to read", f.Config) // no node starts with it
+	}
 	return &adminClient{
 		http: &http.Client{Transport: target.transport(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		base: target.base, name: target.name, token: token,
 	}, nil
+}
+
+// loopback reports whether host:port is on this machine.
+func loopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	return err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback())
 }
 
 // context ends at a signal or after the command's time, which is usual unless --timeout says otherwise.

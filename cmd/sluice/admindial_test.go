@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sluice/node"
 )
 
 // over serves on a listener what a node would.
@@ -91,6 +93,32 @@ func TestAdminClient_TLS(t *testing.T) {
 		_, stderr, code := program(t, nil, append([]string{"cluster", "status"}, test.args...)...)
 		if code != test.code || !strings.Contains(stderr, test.stderr) {
 			t.Errorf("%v: code %d, %s; want %d, %s", test.args, code, stderr, test.code, test.stderr)
+		}
+	}
+}
+
+// TestAdminClient_ConfigWithoutSecrets takes a node's file for what it says of the listener, and nothing else: the secrets may be handed
+// to the node by other ways, or be nobody else's to read.
+func TestAdminClient_ConfigWithoutSecrets(t *testing.T) {
+	t.Parallel()
+	address := adminOf(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"cluster_id":"clu_1"}`) })
+	for _, test := range []struct {
+		text string
+		code int
+		want string
+	}{
+		{"name = \"a\"\ncluster = \"c\"\n[admin]\nlisten = \"" + address + "\"\n", exitDone, ""},
+		{"[admin]\nlisten = \"" + address + "\"\n[secrets]\ncluster_file = \"/none\"\n[http]\ntls_key = \"/none\"\n", exitDone, ""},
+		{"[admin]\nlisten = \"" + address + "\"\n[secret]\nx = 1\n", exitUsage, "secret"},
+		{"[admin]\nlisten = \"" + address + "\"\ntoken_file = \"/none\"\n", exitUsage, "/none"},
+		{"[admin]\nlisten = \"192.0.2.1:7102\"\ntoken = \"" + node.NewSecret() + "\"\n", exitUsage, "admin.tls_cert is missing"},
+	} {
+		file := filepath.Join(t.TempDir(), "node.toml")
+		if err := os.WriteFile(file, []byte(test.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, code := program(t, nil, "cluster", "contents", "--config", file); code != test.code || !strings.Contains(stderr, test.want) {
+			t.Errorf("%q: code %d, want %d, and %q in %s", test.text, code, test.code, test.want, stderr)
 		}
 	}
 }

@@ -43,9 +43,13 @@ func (c *configShowCommand) Run(env environment) error {
 	return cfg.Show(env.stdout)
 }
 
-// loadConfig takes a file that is not there for wrong usage: the command line named it.
+// loadConfig reads a configuration and checks it.
 func loadConfig(path string, env environment) (node.Config, error) {
-	cfg, err := node.LoadConfig(path, env.variables)
+	return readable(node.LoadConfig(path, env.variables))
+}
+
+// readable takes a file that is not there for wrong usage: the command line named it.
+func readable(cfg node.Config, err error) (node.Config, error) {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return cfg, usagef("%v", err)
 	}
