@@ -343,7 +343,7 @@ func (r *runbook) sound() {
 	r.do(`sluice cluster status --config FILE --output json | grep '"level"'`, 0, `"level": \d`)
 	r.do("df -h DIR", 0, "%")
 	r.do("df -i DIR", 0, "%")
-	r.do("du -xh --max-depth=2 DIR", 0, "raft")
+	r.do("du -xhD --max-depth=2 DIR", 0, "raft")
 	r.do("mkdir -m 700 successor && sluice cert new ca --cluster NAME --out successor", 0, "peer-ca.key")
 	r.move(filepath.Join(r.work, "successor"), filepath.Join(r.work, "authority"))
 	r.do("sluice secret new", 0, ".{40}")
@@ -399,12 +399,12 @@ func (r *runbook) accounts() {
 
 // backups runs what makes and restores them, the latter into a new cluster and into this one.
 func (r *runbook) backups() {
-	r.do("sluice backup --unencrypted by-hand.backup --config FILE", 0, "not encrypted")
+	r.do("sluice backup by-hand.backup --config FILE", 0, "not encrypted")
 	r.do("sluice backup verify by-hand.backup", 0, "content hash")
 	r.move(filepath.Join(r.work, "by-hand.backup"), filepath.Join(r.work, "nightly.backup"))
 	hash := r.first(`content hash (\w+)`, r.do("sluice backup verify nightly.backup", 0, "content hash"))
 	register(r.t, r.urls[2]) // after the backup
-	r.do("sluice backup --unencrypted before-restore.backup --config FILE", 0, "not encrypted")
+	r.do("sluice backup before-restore.backup --config FILE", 0, "not encrypted")
 	r.do("sluice audit --event 'api_key.*' --since TIME --limit 100000 --config FILE >keys-since.txt", 0, "^$")
 	r.do("sluice audit --event 'user.*' --since TIME --limit 100000 --config FILE >users-since.txt", 0, "^$")
 	for name, want := range map[string]string{"keys-since.txt": "api_key.revoked", "users-since.txt": "user.disabled"} {
@@ -506,7 +506,7 @@ func (r *runbook) majority() {
 	r.do(`curl -s -o /dev/null -w '%{http_code}\n' http://PUBLIC/readyz`, 0, "^503\n$")
 	r.do(lookErrors, 0, `status="503"`)
 	r.do(lookReadiness, 0, `(?m)^\[-\] leader: `)
-	r.do("sluice backup --stale --unencrypted stale.backup --config FILE", 0, "not encrypted")
+	r.do("sluice backup --stale stale.backup --config FILE", 0, "not encrypted")
 	recovery := "sluice cluster recover --config FILE"
 	r.signal(syscall.SIGTERM, 1)
 	r.ended(1)
@@ -517,9 +517,9 @@ func (r *runbook) majority() {
 	r.do(recovery, 0, `(?s)its log ends with entry.*Nothing was changed`)
 	r.do("SLUICE_SECRETS__CLUSTER_FILE=/etc/sluice/cluster.secret SLUICE_SECRETS__KEY_FILE=/etc/sluice/key.secret "+recovery, 0, "Nothing was changed")
 	r.do("sluice cluster recover --yes --config FILE", 0, "It is the cluster clu_\\w+_r1_")
-	r.do("chown -R --reference=DIR DIR", 0, "^$")
+	r.do("chown -R -H --reference=DIR DIR", 0, "^$")
 	r.startNode(r.t, 1)
 	r.until(lookStatus, 0, "1 of 1 voters answer")
-	r.do("sluice backup --unencrypted recovered.backup --config FILE", 0, "not encrypted")
+	r.do("sluice backup recovered.backup --config FILE", 0, "not encrypted")
 	r.do("sluice cluster add --config FILE", 0, `join = \["`+regexp.QuoteMeta(nodeSetting(r.t, r.cluster, 1, "peer"))+`"\]`)
 }
