@@ -188,6 +188,7 @@ func (n *Node) ReloadSecretsKeys(next Config) error {
 		n.sealer.mu.Unlock()
 		return fmt.Errorf("reload keys for secrets at rest: %w: something is still sealed under a key that is not among them (`sluice secret status`)", err)
 	}
+	n.takeUpSecretsKey() // which may be the one that this node lacked
 	return nil
 }
 

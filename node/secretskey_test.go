@@ -284,3 +284,45 @@ func TestClusterSecret_ReplacedWhileAllAreDown(t *testing.T) {
 		})
 	}
 }
+
+// A backup that is sealed under a key of which one node alone knows leaves the others without the key that is in use then: their metrics and
+// the status say so, until they are given it.
+func TestSecretsKey_MissingAfterARestore(t *testing.T) {
+	t.Parallel()
+	former, present := node.Secret(node.NewSecret()), node.Secret(node.NewSecret())
+	source := nodetest.Start(t, 1, sameKey(former))
+	signUp(t, source.Members[0], "anna")
+	data := takeBackup(t, source.Members[0], "")
+	configs := make([]node.Config, 2)
+	c := nodetest.Start(t, 2, nodetest.WithConfig(func(i int, cfg *node.Config) {
+		generous(i, cfg)
+		if cfg.Secrets.Key = present; i == 0 {
+			cfg.Secrets.PreviousKey = former
+		}
+		configs[i] = *cfg
+	}))
+	sendBackup(t, c.Members[0], "", data, 200)
+	missing := func(want ...string) {
+		t.Helper()
+		nodetest.WaitFor(t, "sluice_secrets_key_missing "+strings.Join(want, ", "), func() error {
+			for i, value := range want {
+				if text := metricsOf(t, c.Members[i]); !bytes.Contains(text, []byte("\nsluice_secrets_key_missing "+value+"\n")) {
+					return fmt.Errorf("node %d has another", i)
+				}
+			}
+			return nil
+		})
+	}
+	missing("0", "1")
+	var status node.SecretsStatus
+	exchange(t, "GET", adminURL(c.Members[0])+"/secrets", "", nil, &status, 200)
+	if len(status.Problems) != 1 || !strings.Contains(status.Problems[0], c.Members[1].Node.ID()+" does not hold the key") {
+		t.Errorf("problems %q", status.Problems)
+	}
+	cfg := configs[1]
+	cfg.Secrets.PreviousKey = former
+	if err := c.Members[1].Node.ReloadSecretsKeys(cfg); err != nil {
+		t.Fatal(err)
+	}
+	missing("0", "0")
+}
