@@ -17,9 +17,9 @@ import (
 // certificateEvery is how often the files of a listener's certificate are looked at.
 const certificateEvery = 2 * time.Second
 
-// certificates is a listener's certificate, with the authorities of its callers' where it asks for them, which is read again when its files
-// change. A pair that cannot be used leaves
-// the last good one in place: what renews certificates may write the two files one after the other, or a broken one.
+// certificates is a listener's certificate, with the authorities of its callers' where it asks for them, which is read again when
+// its files change. What cannot be used leaves the last good ones in place: what renews certificates may write the files one after
+// the other, or a broken one.
 type certificates struct {
 	certFile, keyFile string
 	clientCA          string // setting of the authorities of callers' certificates, for errors
