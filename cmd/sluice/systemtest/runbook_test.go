@@ -185,7 +185,7 @@ func (r *runbook) first(pattern, text string) string {
 func (r *runbook) signal(sig syscall.Signal, nodes ...int) {
 	r.t.Helper()
 	for _, node := range nodes {
-		pid := 0
+		var pid int
 		r.mu.Lock()
 		p, byHand := r.byHand[node]
 		r.mu.Unlock()
