@@ -81,8 +81,9 @@ type Config struct {
 
 // Store is an open log. Safe for concurrent use.
 type Store struct {
-	db     *bbolt.DB
-	config Config
+	db       *bbolt.DB
+	config   Config
+	pageSize int64 // of the file: bbolt's own say of it is not safe beside a writer
 
 	touched  atomic.Int64 // bytes of entries, since the mapping's pages were let go of
 	reserved reservation  // bbolt lets one writer in at a time; it guards this
@@ -145,7 +146,7 @@ func (s *Store) open() error {
 	if db, err = s.compact(db); err != nil {
 		return err
 	}
-	s.db = db
+	s.db, s.pageSize = db, int64(db.Info().PageSize)
 	if err := s.verify(); err != nil {
 		return errors.Join(err, db.Close())
 	}
@@ -316,7 +317,7 @@ func (s *Store) Size() (file, free int64) {
 		file = info.Size()
 	}
 	stats := s.db.Stats()
-	return file, int64(stats.FreePageN+stats.PendingPageN) * int64(s.db.Info().PageSize)
+	return file, int64(stats.FreePageN+stats.PendingPageN) * s.pageSize
 }
 
 // write runs fn in one durable transaction. The first failure poisons the store, but for ErrNoSpace, of which fn knows

@@ -475,3 +475,34 @@ func TestDeleteRange_Steps(t *testing.T) {
 		t.Errorf("from %d to %d, want 271 to 279", first, last)
 	}
 }
+
+// TestStore_SizeBesideAWriter is for the race detector: metrics are read while the file grows and is mapped anew.
+func TestStore_SizeBesideAWriter(t *testing.T) {
+	t.Parallel()
+	s := open(t, filepath.Join(t.TempDir(), "log.db"))
+	written := make(chan error, 1)
+	go func() {
+		for i := range uint64(64) {
+			log := &raft.Log{Index: i + 1, Term: 1, Data: make([]byte, 64<<10)}
+			if err := s.StoreLog(log); err != nil {
+				written <- err
+				return
+			}
+		}
+		written <- nil
+	}()
+	for {
+		select {
+		case err := <-written:
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size, _ := s.Size(); size < 64*64<<10 {
+				t.Errorf("%d bytes", size)
+			}
+			return
+		default:
+			s.Size()
+		}
+	}
+}
